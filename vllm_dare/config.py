@@ -1,0 +1,75 @@
+"""The settings under ``additional_config["dare"]``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_dare.errors import ConfigError
+
+
+class VerificationConfig(BaseModel):
+    """When a draft token that vLLM's own rule rejects may be kept all the same.
+
+    In mode ``relaxed`` a draft token x is kept iff the target ranks it among its ``top_k`` most probable
+    tokens, p(x) > ``min_prob``, p(x) >= ``min_ratio`` * max p, and, with ``guard_stop_tokens``, neither x
+    nor the most probable token is a stop token. ``top_k=1`` is the same as ``strict``.
+    ``top_k=2, min_prob=0.1, min_ratio=0, guard_stop_tokens=False`` is the rule of LASER
+    (arXiv 2408.05676).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["strict", "relaxed"] = "strict"
+    top_k: int = Field(2, ge=1)
+    min_prob: float = Field(0.1, ge=0, lt=1)
+    min_ratio: float = Field(0.0, ge=0, le=1)
+    guard_stop_tokens: bool = True
+
+
+class DareConfig(BaseModel):
+    """What an operator may set, in ``additional_config={"dare": {...}}``.
+
+    Attributes:
+        pool: the pool directory; None drafts from each request's own text alone.
+        verification: see `VerificationConfig`; strict by default, which changes no output.
+        allow_override: whether a request may choose its own ``dare_verification``, ``dare_top_k``,
+            ``dare_min_prob`` and ``dare_min_ratio``; the group keys are always allowed.
+        verify_pool: whether start-up reads every segment and compares its checksum (about a second per GB).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pool: Path | None = None
+    verification: VerificationConfig = VerificationConfig()
+    allow_override: bool = True
+    verify_pool: bool = True
+
+    @classmethod
+    def from_additional_config(cls, additional_config: Any) -> "DareConfig":
+        """Read ``additional_config["dare"]``; absent means all defaults.
+
+        Raises:
+            ConfigError: an unknown setting or a bad value, named in the message.
+        """
+        settings = additional_config.get("dare", {}) if isinstance(additional_config, Mapping) else {}
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"additional_config['dare'] must be a dictionary of settings, not {settings!r}.")
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise ConfigError(_one_sentence(error)) from None
+
+
+def _one_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(["dare", *map(str, first["loc"])])
+    if first["type"] == "extra_forbidden":
+        return f"Unknown setting {name}; known settings are {_known_settings(first['loc'][:-1])}."
+    return f"Bad value {first['input']!r} for the setting {name}: {first['msg']}."
+
+
+def _known_settings(parents: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = VerificationConfig if parents == ("verification",) else DareConfig
+    return ", ".join(model.model_fields)
