@@ -1,0 +1,34 @@
+"""Writing files so that a reader, or a crash, never meets half of one."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def temporary_file(directory: Path) -> Iterator[BinaryIO]:
+    """A new file in ``directory``, on disk once the block ends, removed if the block raises.
+
+    Its name begins with a dot; the caller renames it, within ``directory``, to the name readers look for.
+    """
+    path = directory / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with path.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the renames in ``directory`` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

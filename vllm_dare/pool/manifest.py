@@ -1,0 +1,114 @@
+"""``manifest.json``: which segments a pool has, and which group each belongs to."""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.files import sync_directory, temporary_file
+from vllm_dare.pool.segment import Provenance
+from vllm_dare.pool.tokenizer import TokenizerInfo
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT_VERSION = 1
+
+# Names become paths: these patterns keep them inside the pool directory.
+SegmentName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+AssignmentsName = Annotated[str, Field(pattern=r"^assignments-[0-9a-f]{32}\.safetensors$")]
+
+
+class SegmentInfo(BaseModel):
+    """What the manifest says of one segment, so that a summary need not open it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_documents: int = Field(ge=0)
+    num_tokens: int = Field(ge=0)
+    num_bytes: int = Field(ge=0)
+    provenance: Provenance
+
+
+class Manifest(BaseModel):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        format_version: 1.
+        tokenizer: the tokenizer of every segment.
+        groups: group name to the names of its segments.
+        global_segments: names of the segments that hold every document of the pool; empty without them.
+        segments: name to facts, for every segment that is referenced and no other.
+        assignments: name of the file that says who belongs to which group; None without one.
+        created_at: when the pool was built.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = MANIFEST_FORMAT_VERSION
+    tokenizer: TokenizerInfo
+    groups: dict[str, list[SegmentName]]
+    global_segments: list[SegmentName]
+    segments: dict[SegmentName, SegmentInfo]
+    assignments: AssignmentsName | None = None
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Self:
+        referenced = {name for names in self.groups.values() for name in names}.union(self.global_segments)
+        if referenced != self.segments.keys():
+            raise ValueError("the segments referenced and the segments described differ")
+        return self
+
+
+def is_pool(directory: Path) -> bool:
+    """Whether ``directory`` holds a manifest."""
+    return (directory / MANIFEST_NAME).is_file()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a pool.
+
+    Raises:
+        PoolError: ``directory`` is not a pool, or its manifest is unreadable, damaged or of a newer format.
+    """
+    path = directory / MANIFEST_NAME
+    if not is_pool(directory):
+        raise PoolError(
+            f"{directory} is not a pool directory (it has no {MANIFEST_NAME}); "
+            "build one with `vllm-dare pool build`."
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PoolError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise PoolError(_refusal(path, content, error)) from None
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Replace the manifest of ``directory``: a reader, or a crash, meets the old one or the new one."""
+    with temporary_file(directory) as file:
+        file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+    os.replace(file.name, directory / MANIFEST_NAME)
+    sync_directory(directory)
+
+
+def _refusal(path: Path, content: bytes, error: ValidationError) -> str:
+    version = _format_version(content)
+    if isinstance(version, int) and version > MANIFEST_FORMAT_VERSION:
+        return f"The pool manifest {path} was written by a newer vllm-dare; upgrade vllm-dare to read it."
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "content"
+    return f"The pool manifest {path} is damaged ({where}: {first['msg']}); rebuild the pool."
+
+
+def _format_version(content: bytes) -> Any:
+    try:
+        return json.loads(content)["format_version"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None

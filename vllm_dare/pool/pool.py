@@ -1,0 +1,199 @@
+"""`RetrievalPool`: a pool directory, opened for reading."""
+
+import os
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import Assignments, EntityKind
+from vllm_dare.pool.manifest import Manifest, read_manifest
+from vllm_dare.pool.segment import Segment
+from vllm_dare.pool.tensor_file import SUFFIX
+from vllm_dare.pool.threads import map_unordered
+from vllm_dare.pool.tokenizer import TokenizerInfo
+
+SEGMENTS_DIRECTORY = "segments"
+
+Progress = Callable[[int, int], None]
+
+
+class RetrievalPool:
+    """The segments of each group, mapped when they are first asked for.
+
+    Attributes:
+        directory: the pool directory.
+        manifest: what it holds.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._segments: dict[str, Segment] = {}
+        self._groups: dict[str | None, tuple[Segment, ...]] = {}
+        self._global: tuple[Segment, ...] | None = None
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Self:
+        """Open a pool by reading its manifest and nothing else.
+
+        Raises:
+            PoolError: ``directory`` is not a pool, or its manifest is damaged or of a newer format.
+        """
+        path = Path(directory).expanduser()
+        return cls(path, read_manifest(path))
+
+    @property
+    def tokenizer(self) -> TokenizerInfo:
+        """The tokenizer of every token id in the pool."""
+        return self.manifest.tokenizer
+
+    @property
+    def groups(self) -> Collection[str]:
+        """The names of the groups that have text."""
+        return self.manifest.groups.keys()
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """The tokens of all segments; a token that is both in a group and global counts twice."""
+        return sum(info.num_tokens for info in self.manifest.segments.values())
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """The size of all segments."""
+        return sum(info.num_bytes for info in self.manifest.segments.values())
+
+    @cached_property
+    def assignments(self) -> Assignments | None:
+        """Who belongs to which group; None if the pool does not know."""
+        name = self.manifest.assignments
+        return None if name is None else Assignments.open(self.directory / name)
+
+    def global_segments(self) -> tuple[Segment, ...]:
+        """The segments that hold every document; empty if the pool was built without them.
+
+        Raises:
+            PoolError: a segment cannot be mapped.
+        """
+        if self._global is None:
+            self._global = tuple(map(self._segment, self.manifest.global_segments))
+        return self._global
+
+    def group_segments(self, group: str | None) -> tuple[Segment, ...]:
+        """The segments of a group; empty for None and for a group without text.
+
+        Raises:
+            PoolError: a segment cannot be mapped.
+        """
+        segments = self._groups.get(group)
+        if segments is None:
+            names = self.manifest.groups.get(group) if group is not None else None
+            if names is None:
+                return ()  # not remembered: requests may name any number of unknown groups
+            segments = self._groups[group] = tuple(map(self._segment, names))
+        return segments
+
+    def group_of(self, kind: EntityKind, entity_id: str | int) -> str | None:
+        """The group that a user or item was assigned to; None if it is not known."""
+        return None if self.assignments is None else self.assignments.group_of(kind, entity_id)
+
+    def check_tokenizer(self, name: str, fingerprint: str) -> None:
+        """Refuse a pool of another tokenizer.
+
+        Args:
+            name: what the model's tokenizer is called, for the message.
+            fingerprint: `vocabulary_fingerprint` of its vocabulary.
+
+        Raises:
+            PoolError: the pool's tokenizer has another vocabulary.
+        """
+        if fingerprint != self.tokenizer.fingerprint:
+            raise PoolError(
+                f"The pool {self.directory} was built with the tokenizer {self.tokenizer.name} "
+                f"({self.tokenizer.fingerprint}) but the model uses {name} ({fingerprint}); "
+                f"rebuild the pool with `vllm-dare pool build --tokenizer {name}`."
+            )
+
+    def check_files(self) -> None:
+        """Open every file of the pool, and compare its header with the manifest.
+
+        Raises:
+            PoolError: one is missing, damaged, or not the one that the manifest describes.
+        """
+        for name in self.manifest.segments:
+            self._segment(name, keep=False)
+        _ = self.assignments
+
+    def verify_checksums(self, progress: Progress | None = None) -> None:
+        """Read every file and compare its content with its name; about a second a GB and core.
+
+        Args:
+            progress: called with the number of bytes done, and in all, after each segment.
+
+        Raises:
+            PoolError: the first file found missing or damaged.
+        """
+        if self.assignments is not None:
+            self.assignments.verify_checksum()
+        self._for_each_segment(Segment.verify_checksum, progress)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Check everything: checksums, token ids, the order of every suffix array, assignments.
+
+        Args:
+            progress: called with the number of bytes done, and in all, after each segment.
+
+        Raises:
+            PoolError: the first thing found wrong.
+        """
+        if self.assignments is not None:
+            self.assignments.verify()
+        self._for_each_segment(Segment.verify, progress)
+
+    def close(self) -> None:
+        """Forget every segment; each is unmapped once nobody else holds it."""
+        self._segments.clear()
+        self._groups.clear()
+        self._global = None
+        self.__dict__.pop("assignments", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _segment(self, name: str, *, keep: bool = True) -> Segment:
+        segment = self._segments.get(name)
+        if segment is None:
+            segment = Segment.open(self.directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
+            self._check_described(segment)
+            if keep:
+                self._segments[name] = segment
+        return segment
+
+    def _check_described(self, segment: Segment) -> None:
+        info, header = self.manifest.segments[segment.name], segment.header
+        described = (info.num_documents, info.num_tokens, info.num_bytes, self.tokenizer.fingerprint)
+        found = (header.num_documents, header.num_tokens, segment.num_bytes, header.tokenizer_fingerprint)
+        if described != found or header.vocab_size != self.tokenizer.vocab_size:
+            raise PoolError(
+                f"The segment {segment.path} is not the one that the pool's manifest describes; "
+                "rebuild the pool, or copy it again in full."
+            )
+
+    def _for_each_segment(self, action: Callable[[Segment], None], progress: Progress | None) -> None:
+        def act(name: str) -> int:
+            segment = self._segment(name, keep=False)
+            action(segment)
+            return segment.num_bytes
+
+        done = 0
+        for num_bytes in map_unordered(act, self.manifest.segments):
+            done += num_bytes
+            if progress is not None:
+                progress(done, self.num_bytes)
