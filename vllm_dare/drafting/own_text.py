@@ -1,0 +1,65 @@
+"""The request's own text as a source: where the tokens just written have occurred in it before.
+
+A hash chain over the text, made anew at each look-up (about a nanosecond a token), links every position
+to the previous one with the same token, so that only places that match at least one token are visited.
+"""
+
+import numpy as np
+from numba import njit
+
+# Number of hash slots; a power of two, so that a mask replaces the division.
+SLOTS = 1024
+# Of a longer text only this many latest tokens are searched, so that a look-up's cost stays bounded.
+WINDOW = 8192
+# At most this many earlier places are compared; the latest come first.
+MAX_PLACES = 128
+
+
+@njit(cache=True, nogil=True)
+def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untyped-def]
+    """Link the positions [begin, end) of `text` by token.
+
+    Args:
+        text: int32[...].
+        slots: int64[SLOTS], filled with the last position of each hash value, -1 where none.
+        previous: int64[end - begin], filled with the position before with the same hash value, -1 if none.
+    """
+    slots[:] = -1
+    for position in range(begin, end):
+        slot = text[position] & (SLOTS - 1)
+        previous[position - begin] = slots[slot]
+        slots[slot] = position
+
+
+@njit(cache=True, nogil=True)
+def match_own_text(text, begin, end, slots, previous, context, size, max_match, places, lengths):  # type: ignore[no-untyped-def]
+    """Where context[:size]'s last tokens occurred in the text.
+
+    Args:
+        context: int32[...], the tokens to match, the last at size - 1; may run past the text's end by
+            tokens that are drafted but not yet written.
+        max_match: matches are not followed further back than this many tokens.
+        places: int64[MAX_PLACES], filled with the positions that follow each match.
+        lengths: int64[MAX_PLACES], filled with the number of tokens that match.
+
+    Returns:
+        How many places were found. The text's own end is not among them: nothing follows it yet.
+    """
+    found = 0
+    last = context[size - 1]
+    position = slots[last & (SLOTS - 1)]
+    while position >= 0 and found < MAX_PLACES:
+        if text[position] == last and position + 1 < end:
+            length = 1
+            while (
+                length < max_match
+                and length < size
+                and position - length >= begin
+                and text[position - length] == context[size - 1 - length]
+            ):
+                length += 1
+            places[found] = position + 1
+            lengths[found] = length
+            found += 1
+        position = previous[position - begin]
+    return found
