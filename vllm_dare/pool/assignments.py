@@ -103,7 +103,7 @@ def entity_hash(kind: EntityKind, entity_id: str | int) -> int:
 
 
 def kinds_of_group(group: str) -> tuple[EntityKind, ...]:
-    """What a document's id is if it belongs to ``group``: "users/…" and "items/…" tell, others may be both."""
+    """What the id of a document in ``group`` may be: "users/…" and "items/…" tell."""
     if group.startswith("users/"):
         return ("user",)
     if group.startswith("items/"):

@@ -14,7 +14,7 @@ from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT_VERSION = 1
+MANIFEST_FORMAT_VERSION: Literal[1] = 1
 
 # Names become paths: these patterns keep them inside the pool directory.
 SegmentName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

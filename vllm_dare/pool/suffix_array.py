@@ -81,7 +81,10 @@ def _heads(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inverse(tokens: np.ndarray, suffix_array: np.ndarray) -> np.ndarray | None:
-    """int32[n], the place of each position in the suffix array, -1 at separators; None if there are several."""
+    """int32[n], the place of each position in the suffix array, -1 at separators.
+
+    None if an entry is out of range or occurs twice, or a token has none.
+    """
     if len(suffix_array) and (suffix_array.min() < 0 or suffix_array.max() >= len(tokens)):
         return None
     rank = np.full(len(tokens), -1, np.int32)

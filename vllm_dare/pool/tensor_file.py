@@ -22,7 +22,7 @@ SUFFIX = ".safetensors"
 NAME_LENGTH = 32
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_DTYPES = {"I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
+_DTYPES: dict[str, np.dtype] = {"I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -61,7 +61,7 @@ def write_tensor_file(
     digest = hashlib.sha256()
     with temporary_file(directory) as file:
         for part in (_encode_header(tensors, metadata), *tensors.values()):
-            data = part if isinstance(part, bytes) else memoryview(np.ascontiguousarray(part)).cast("B")
+            data = part if isinstance(part, bytes) else np.ascontiguousarray(part).data.cast("B")
             digest.update(data)
             file.write(data)
     path = directory / f"{prefix}{digest.hexdigest()[:NAME_LENGTH]}{SUFFIX}"
@@ -170,14 +170,15 @@ def _spans(
 def _span(name: str, entry: Any, dtype: str) -> tuple[int, int]:
     if not isinstance(entry, dict) or entry.get("dtype") != dtype:
         raise _DamagedError(f"the array {name} is not of type {dtype}")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not (_is_integers(shape, 1) and _is_integers(offsets, 2)):
-        raise _DamagedError(f"the array {name} has no valid shape or offsets")
-    begin, end = offsets
-    if end - begin != shape[0] * _DTYPES[dtype].itemsize:
+    (length,) = _integers(name, entry.get("shape"), 1)
+    begin, end = _integers(name, entry.get("data_offsets"), 2)
+    if end - begin != length * _DTYPES[dtype].itemsize:
         raise _DamagedError(f"the shape and the offsets of the array {name} disagree")
     return begin, end
 
 
-def _is_integers(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(type(v) is int and v >= 0 for v in value)
+def _integers(name: str, value: Any, count: int) -> list[int]:
+    valid = isinstance(value, list) and len(value) == count and all(type(v) is int and v >= 0 for v in value)
+    if not valid:
+        raise _DamagedError(f"the array {name} has no valid shape or offsets")
+    return list(value)

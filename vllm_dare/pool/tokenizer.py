@@ -49,8 +49,8 @@ def load_tokenizer(name: str) -> "Tokenizer":
         tokenizer = Tokenizer.from_file(str(file)) if path.exists() else Tokenizer.from_pretrained(name)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise PoolError(
-            f"Cannot load the tokenizer {name!r} ({_first_line(error)}); give a hub id, or a directory that holds "
-            "tokenizer.json, which AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR) writes."
+            f"Cannot load the tokenizer {name!r} ({_first_line(error)}); give a hub id, or a directory "
+            "that holds tokenizer.json, which AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR) writes."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
