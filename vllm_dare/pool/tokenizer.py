@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> "Tokenizer":
     except Exception as error:  # the tokenizers library raises bare Exception
         raise PoolError(
             f"Cannot load the tokenizer {name!r} ({_first_line(error)}); give a hub id, or a directory "
-            "that holds tokenizer.json, which AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR) writes."
+            "with a tokenizer.json, which AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR) writes."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
