@@ -17,6 +17,7 @@ from vllm_dare.pool.tokenizer import TokenizerInfo
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT_VERSION: Literal[1] = 1
 
+Count = Annotated[int, Field(ge=0)]
 # Names become paths: these patterns keep them inside the pool directory.
 SegmentName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 AssignmentsName = Annotated[str, Field(pattern=r"^assignments-[0-9a-f]{32}\.safetensors$")]
@@ -29,9 +30,9 @@ class SegmentInfo:
     Not a BaseModel: with tens of thousands of groups, these make up most of the time it takes to open a pool.
     """
 
-    num_documents: int = Field(ge=0)
-    num_tokens: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
+    num_documents: Count
+    num_tokens: Count
+    num_bytes: Count
     provenance: Provenance
 
 
