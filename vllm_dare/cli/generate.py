@@ -1,0 +1,196 @@
+"""`vllm-dare generate`: the nightly batch."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_dare.errors import DareError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vllm_dare.generation.job import Job, Outcome
+
+SOME_ROWS_FAILED = 2
+
+_INPUT, _DRAFTS, _SAMPLING, _ENGINE, _OUTPUT = "Input and output", "Drafts", "Sampling", "Engine", "Reports"
+
+
+class VerificationMode(StrEnum):
+    """The choices of --verification."""
+
+    strict = "strict"
+    relaxed = "relaxed"
+
+
+def generate(
+    *,
+    model: Annotated[str, typer.Option(help="Model directory or name.", rich_help_panel=_INPUT)],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="Rows with id and prompt (or messages): .jsonl, .jsonl.gz or .parquet.",
+            rich_help_panel=_INPUT,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="JSON lines to write.", rich_help_panel=_INPUT)],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take only the first rows.", rich_help_panel=_INPUT)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=_INPUT)
+    ] = False,
+    token_ids: Annotated[
+        bool,
+        typer.Option(
+            "--token-ids",
+            help="Write token ids too: pool documents without a tokenizer's rounding.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            help="Retrieval pool; without one, drafts come from each row's own text.", rich_help_panel=_DRAFTS
+        ),
+    ] = None,
+    verification: Annotated[
+        VerificationMode,
+        typer.Option(
+            help="strict: the text that plain vLLM writes; relaxed: faster, wording may change.",
+            rich_help_panel=_DRAFTS,
+        ),
+    ] = VerificationMode.strict,
+    draft_tokens: Annotated[
+        int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=_DRAFTS)
+    ] = 16,
+    no_drafts: Annotated[
+        bool, typer.Option("--no-drafts", help="Plain vLLM, for comparison.", rich_help_panel=_DRAFTS)
+    ] = False,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Most tokens a row; a row's own max_tokens goes first.", rich_help_panel=_SAMPLING
+        ),
+    ] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=_SAMPLING)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="1 is off.", rich_help_panel=_SAMPLING)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 is off.", rich_help_panel=_SAMPLING)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Make each sampled row repeatable.", rich_help_panel=_SAMPLING)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Rows generated at a time.", rich_help_panel=_ENGINE)
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of prompt and text together.", rich_help_panel=_ENGINE),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Weights' type, such as bfloat16.", rich_help_panel=_ENGINE)
+    ] = None,
+    engine_args: Annotated[
+        str, typer.Option(help="Further vllm.LLM arguments as JSON.", metavar="JSON", rich_help_panel=_ENGINE)
+    ] = "{}",
+    compare_baseline: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Run the first N rows without drafts too, and compare.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the summary as JSON.", rich_help_panel=_OUTPUT)
+    ] = None,
+) -> None:
+    """Write a text for every prompt, with drafts from a retrieval pool.
+
+    Rows are written as they finish. Stopped at any moment (Ctrl-C, a crash, a reboot), the same command
+    goes on where it was. Exit status: 0 all rows written, 2 some rows failed (their `error` says why),
+    1 the run failed, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from vllm_dare.generation.job import Job, run_job
+    from vllm_dare.generation.settings import EngineSettings, SamplingSettings
+
+    if output.suffix in (".gz", ".parquet"):
+        raise DareError(
+            f"--output {output} cannot be written: the output is plain JSON lines, name it .jsonl."
+        )
+    engine = EngineSettings(
+        model=model,
+        pool=pool,
+        verification=verification.value,
+        draft_tokens=0 if no_drafts else draft_tokens,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        dtype=dtype,
+        engine_args=_json_object(engine_args),
+    )
+    job = Job(
+        prompts=prompts,
+        output=output,
+        engine=engine,
+        sampling=SamplingSettings(max_tokens, temperature, top_p, top_k, seed),
+        limit=limit,
+        token_ids=token_ids,
+        overwrite=overwrite,
+        compare_rows=0 if no_drafts else compare_baseline,
+    )
+    console = Console(stderr=True)
+    outcome = run_job(job, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(outcome.as_dict(), indent=2) + "\n", encoding="utf-8")
+    raise typer.Exit(_report(job, outcome, Console(), console))
+
+
+def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> int:
+    """Print how the run ended and return the exit status."""
+    from vllm_dare.generation.summary import comparison_table, outcome_table
+
+    if outcome.status == "untouched":
+        out.print(
+            f"{job.output} is complete with {outcome.total} rows; use --overwrite to write it anew.",
+            highlight=False,
+        )
+    else:
+        out.print(outcome_table(outcome))
+    if (found := outcome.comparison) is not None:
+        names = ("plain vLLM", f"drafts, {job.engine.verification}")
+        title = f"The first {found.agreement.rows} documents"
+        out.print(comparison_table(names, (found.baseline, found.drafts), (found.agreement,), title))
+    if outcome.status == "interrupted":
+        err.print(_how_to_go_on(job, outcome), highlight=False, soft_wrap=True)
+        return 128 + (outcome.signal or 0)
+    if outcome.failed:
+        err.print(
+            f'{outcome.failed} rows failed: they have finish_reason "error" and an `error` in {job.output}.',
+            highlight=False,
+            soft_wrap=True,
+        )
+        return SOME_ROWS_FAILED
+    return 0
+
+
+def _how_to_go_on(job: "Job", outcome: "Outcome") -> str:
+    done = outcome.earlier + outcome.figures.rows
+    again = "the same command without --overwrite" if job.overwrite else "the same command again"
+    return f"Interrupted: {done} of {outcome.total} rows are in {job.output}.part; run {again} to go on."
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DareError(
+            f"--engine-args must be a JSON object such as '{{\"enforce_eager\": true}}', not {text!r}."
+        )
+    return value

@@ -1,0 +1,71 @@
+"""Start and stop the vLLM engine of a batch run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm_dare.engine.orphans import tie_engine_to_this_process
+from vllm_dare.engine.preload import preload_for_cpu
+from vllm_dare.errors import DareError
+from vllm_dare.generation.settings import EngineSettings
+
+
+def check_pool(pool: Path, model: str) -> None:
+    """Look at the pool before the engine starts, which takes half a minute and more.
+
+    The engine compares tokenizers too; here it is done where the model is a local directory.
+
+    Raises:
+        PoolError: the pool cannot be read, or has another tokenizer.
+    """
+    from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.pool.tokenizer import load_tokenizer, tokenizer_info
+
+    with RetrievalPool.open(pool) as opened:
+        opened.check_files()
+        if (Path(model) / "tokenizer.json").is_file():
+            info = tokenizer_info(load_tokenizer(model), model)
+            opened.check_tokenizer(info.name, info.fingerprint)
+
+
+def start_engine(settings: EngineSettings) -> Any:
+    """Build a ``vllm.LLM``, warmed up with one short request.
+
+    Raises:
+        DareError: vLLM is missing or did not start.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    preload_for_cpu()
+    tie_engine_to_this_process()
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise DareError(
+            f"vLLM cannot be imported ({error}); install it with `pip install 'vllm-dare[cuda]'` or "
+            "`pip install 'vllm-dare[cpu]'`, and see `vllm-dare doctor`."
+        ) from None
+    try:
+        llm = LLM(**settings.llm_args())
+        _warm_up(llm)
+    except Exception as error:  # vLLM raises whatever its parts raise, down to plain RuntimeError
+        raise DareError(f"The vLLM engine did not start: {_first_line(error)}") from None
+    return llm
+
+
+def stop_engine(llm: Any) -> None:
+    """Stop the engine's processes now rather than when Python collects the object."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def _warm_up(llm: Any) -> None:
+    """Pay for first-use costs (kernels, allocations) before any row is timed."""
+    from vllm import SamplingParams
+
+    llm.generate(
+        [{"prompt_token_ids": [1, 2, 3]}], SamplingParams(max_tokens=8, temperature=0), use_tqdm=False
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

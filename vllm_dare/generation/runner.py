@@ -1,0 +1,151 @@
+"""Feed rows to a vLLM engine and hand each finished one back at once."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllm_dare.config import DareConfig
+from vllm_dare.errors import DareError, RequestError
+from vllm_dare.generation.prompts import PromptRow, id_key
+from vllm_dare.generation.settings import SamplingSettings
+from vllm_dare.request import RequestOptions
+
+_WAITING_PER_SEAT = 4  # so many rows wait for each seat in the batch: the queue never runs dry
+_FEED = 64  # rows tokenised between two steps, so that finished rows are not held up
+_REQUEST_DEFAULTS = DareConfig()
+_HOPELESS = 100  # as many first rows that all fail say that the settings are wrong, not the rows
+
+
+class EngineStoppedError(DareError):
+    """The engine died; what was finished before is in the output."""
+
+
+class Runner:
+    """Drives one ``vllm.LLM``.
+
+    Args:
+        llm: a started engine that nothing else feeds.
+        sampling: how tokens are chosen.
+        stopped: asked before each step; once true, unfinished rows are dropped and no more come.
+    """
+
+    def __init__(self, llm: Any, sampling: SamplingSettings, stopped: Callable[[], bool]) -> None:
+        self._llm = llm
+        self._sampling = sampling
+        self._stopped = stopped
+        self._pending: dict[str, PromptRow] = {}
+        seats = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._window = seats * (1 + _WAITING_PER_SEAT)
+
+    def run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
+        """Yield an output row for each of ``rows``, in the order in which they finish.
+
+        Raises:
+            EngineStoppedError: the engine died.
+            DareError: the first hundred rows all failed.
+        """
+        failures = 0
+        for finished, row in enumerate(self._run(rows), start=1):
+            yield row
+            failures += row["finish_reason"] == "error"
+            if failures == finished == _HOPELESS:
+                raise DareError(f"The first {_HOPELESS} rows all failed, the last with: {row['error']}")
+
+    def _run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
+        more = True
+        while (more or self._pending) and not self._stopped():
+            room = min(_FEED, self._window - len(self._pending))
+            fed = list(islice(rows, room))
+            more = len(fed) == room
+            for row in fed:
+                yield from self._enqueue(row)
+            if self._pending:
+                yield from self._step()
+
+    def _enqueue(self, row: PromptRow) -> Iterator[dict[str, Any]]:
+        """Give the row to the engine; a row that the engine refuses comes back as an error."""
+        try:
+            params = self._params(row)
+            if isinstance(row.prompt, str):
+                (request_id,) = self._llm.enqueue([row.prompt], params, use_tqdm=False)
+            else:
+                (request_id,) = self._llm.enqueue_chat([row.prompt], params, use_tqdm=False)
+        except EngineDeadError as error:
+            raise _engine_stopped(error) from None
+        except (ValueError, TypeError, KeyError, VLLMClientError) as error:
+            yield _error_row(row, error)
+        else:
+            # vLLM appends a random suffix to tell a reused id apart; outputs carry the id without it
+            self._pending[request_id.rsplit("-", 1)[0]] = row
+
+    def _step(self) -> Iterator[dict[str, Any]]:
+        try:
+            outputs = self._llm.llm_engine.step()
+        except EngineDeadError as error:
+            if self._stopped():  # Ctrl-C on a terminal reaches the engine's processes too
+                return
+            raise _engine_stopped(error) from None
+        for output in outputs:
+            if output.finished:
+                yield _output_row(self._pending.pop(output.request_id), output)
+
+    def _params(self, row: PromptRow) -> SamplingParams:
+        RequestOptions.parse(row.metadata, _REQUEST_DEFAULTS)
+        sampling = self._sampling
+        return SamplingParams(
+            max_tokens=_max_tokens(row, sampling.max_tokens),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=None if sampling.seed is None else _row_seed(sampling.seed, row),
+            extra_args=dict(row.metadata) or None,
+        )
+
+
+def _output_row(row: PromptRow, output: Any) -> dict[str, Any]:
+    completion = output.outputs[0]
+    return {
+        "id": row.id,
+        "text": completion.text,
+        "prompt_tokens": len(output.prompt_token_ids or ()),
+        "completion_tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "token_ids": list(completion.token_ids),
+    }
+
+
+def _max_tokens(row: PromptRow, default: int) -> int:
+    if row.max_tokens is None:
+        return default
+    if not isinstance(row.max_tokens, int) or isinstance(row.max_tokens, bool) or row.max_tokens < 1:
+        raise RequestError("max_tokens", f"max_tokens must be a whole number from 1, not {row.max_tokens!r}.")
+    return row.max_tokens
+
+
+def _row_seed(seed: int, row: PromptRow) -> int:
+    """A seed of the row's own, so that its text does not hang on the rows around it."""
+    return (seed + zlib.crc32(id_key(row.id).encode())) % 2**32
+
+
+def _error_row(row: PromptRow, error: Exception) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "text": "",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "finish_reason": "error",
+        "token_ids": [],
+        "error": str(error) or type(error).__name__,
+    }
+
+
+def _engine_stopped(error: Exception) -> EngineStoppedError:
+    return EngineStoppedError(
+        f"The vLLM engine stopped ({error or type(error).__name__}; its own message is above); finished rows "
+        "are kept, run the same command again to go on."
+    )
