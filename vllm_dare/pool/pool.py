@@ -12,10 +12,11 @@ from vllm_dare.pool.assignments import Assignments, EntityKind
 from vllm_dare.pool.manifest import Manifest, read_manifest
 from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
-from vllm_dare.pool.threads import map_unordered
+from vllm_dare.pool.threads import run_all
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
 SEGMENTS_DIRECTORY = "segments"
+_MAX_MAPPED_GROUPS = 16384  # Linux lets a process have 65530 mappings
 
 Progress = Callable[[int, int], None]
 
@@ -31,8 +32,7 @@ class RetrievalPool:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        self._segments: dict[str, Segment] = {}
-        self._groups: dict[str | None, tuple[Segment, ...]] = {}
+        self._groups: dict[str, tuple[Segment, ...]] = {}  # the most recently used, oldest first
         self._global: tuple[Segment, ...] | None = None
 
     @classmethod
@@ -87,12 +87,14 @@ class RetrievalPool:
         Raises:
             PoolError: a segment cannot be mapped.
         """
-        segments = self._groups.get(group)
+        if group is None or group not in self.manifest.groups:
+            return ()
+        segments = self._groups.pop(group, None)
         if segments is None:
-            names = self.manifest.groups.get(group) if group is not None else None
-            if names is None:
-                return ()  # not remembered: requests may name any number of unknown groups
-            segments = self._groups[group] = tuple(map(self._segment, names))
+            segments = tuple(map(self._segment, self.manifest.groups[group]))
+            if len(self._groups) >= _MAX_MAPPED_GROUPS:
+                del self._groups[next(iter(self._groups))]
+        self._groups[group] = segments
         return segments
 
     def group_of(self, kind: EntityKind, entity_id: str | int) -> str | None:
@@ -123,7 +125,7 @@ class RetrievalPool:
             PoolError: one is missing, damaged, or not the one that the manifest describes.
         """
         for name in self.manifest.segments:
-            self._segment(name, keep=False)
+            self._segment(name)
         _ = self.assignments
 
     def verify_checksums(self, progress: Progress | None = None) -> None:
@@ -154,7 +156,6 @@ class RetrievalPool:
 
     def close(self) -> None:
         """Forget every segment; each is unmapped once nobody else holds it."""
-        self._segments.clear()
         self._groups.clear()
         self._global = None
         self.__dict__.pop("assignments", None)
@@ -167,13 +168,9 @@ class RetrievalPool:
     ) -> None:
         self.close()
 
-    def _segment(self, name: str, *, keep: bool = True) -> Segment:
-        segment = self._segments.get(name)
-        if segment is None:
-            segment = Segment.open(self.directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
-            self._check_described(segment)
-            if keep:
-                self._segments[name] = segment
+    def _segment(self, name: str) -> Segment:
+        segment = Segment.open(self.directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
+        self._check_described(segment)
         return segment
 
     def _check_described(self, segment: Segment) -> None:
@@ -187,13 +184,17 @@ class RetrievalPool:
             )
 
     def _for_each_segment(self, action: Callable[[Segment], None], progress: Progress | None) -> None:
+        num_done = 0
+
         def act(name: str) -> int:
-            segment = self._segment(name, keep=False)
+            segment = self._segment(name)
             action(segment)
             return segment.num_bytes
 
-        done = 0
-        for num_bytes in map_unordered(act, self.manifest.segments):
-            done += num_bytes
+        def done(num_bytes: int) -> None:
+            nonlocal num_done
+            num_done += num_bytes
             if progress is not None:
-                progress(done, self.num_bytes)
+                progress(num_done, self.num_bytes)
+
+        run_all(act, self.manifest.segments, done=done)

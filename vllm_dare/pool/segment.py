@@ -16,6 +16,8 @@ SEGMENT_FORMAT_VERSION = 1
 _KIND = "segment"
 _LAYOUT = {"tokens": "I32", "suffix_array": "I32", "heads": "I32", "head_starts": "I32"}
 
+__all__ = ["SEPARATOR", "Provenance", "Segment", "SegmentHeader", "write_segment"]
+
 Provenance = Literal["strict", "relaxed", "external"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import temporary_file
+from vllm_dare.pool.mapping import map_file
 
 SUFFIX = ".safetensors"
 NAME_LENGTH = 32
@@ -88,7 +89,7 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
             metadata = _metadata(header)
             _check_format(path, metadata, kind, version)
             spans = _spans(header, layout, data_start, num_bytes)
-            data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
+            data = map_file(file.fileno(), num_bytes)
     except FileNotFoundError:
         raise PoolError(f"The file {path} is missing; rebuild the pool, or copy it again in full.") from None
     except OSError as error:

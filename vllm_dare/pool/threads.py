@@ -1,7 +1,7 @@
 """Work on many segments at once; threads are enough, as hashing and sorting release the interpreter lock."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
@@ -9,23 +9,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_unordered(
-    function: Callable[[T], R], items: Iterable[T], max_workers: int | None = None
-) -> Iterator[R]:
-    """``function`` of each item, in the order of completion.
+def run_all(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    done: Callable[[R], None],
+    workers: int | None = None,
+) -> list[R]:
+    """``function`` of each item.
 
     The first exception, Ctrl-C too, is raised once the calls in progress have ended; the others are dropped.
 
     Args:
         function: must be safe to call from several threads.
         items: its arguments.
-        max_workers: how many threads; by default one for each usable core.
+        done: called in this thread with each result as it comes.
+        workers: how many threads; by default one for each usable core.
     """
-    workers = max_workers or len(os.sched_getaffinity(0))
+    workers = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers, thread_name_prefix="vllm-dare-pool") as executor:
         futures = [executor.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                done(future.result())
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
+    return [future.result() for future in futures]

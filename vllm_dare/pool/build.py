@@ -1,0 +1,180 @@
+"""Building a pool from documents."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import Assignment, EntityKind, entity_hash, kinds_of_group
+from vllm_dare.pool.documents import Document
+from vllm_dare.pool.manifest import Manifest
+from vllm_dare.pool.rows import BadRows
+from vllm_dare.pool.segment import Provenance
+from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
+from vllm_dare.pool.writer import MAX_SEGMENT_TOKENS, PoolContent, Progress, check_output, write_pool
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BATCH_DOCUMENTS = 1024
+_Key = tuple[tuple[EntityKind, ...], str]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of the documents.
+
+    Attributes:
+        manifest: the pool's manifest.
+        num_documents: how many are in the pool.
+        num_duplicates: how many gave way to a later one of the same id.
+        num_empty: how many were left out because they have no tokens.
+    """
+
+    manifest: Manifest
+    num_documents: int
+    num_duplicates: int
+    num_empty: int
+
+
+def build_pool(
+    documents: Iterable[Document],
+    tokenizer: str,
+    output: Path,
+    *,
+    provenance: Provenance = "external",
+    model: str | None = None,
+    global_segment: bool = True,
+    assignments: Iterable[Assignment] | None = None,
+    overwrite: bool = False,
+    bad_rows: BadRows | None = None,
+    workers: int | None = None,
+    read_progress: Callable[[int], None] | None = None,
+    sort_progress: Progress | None = None,
+    max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+) -> BuildReport:
+    """Build a pool: one segment for each group, and one of all documents.
+
+    Of several documents with one id the last one counts. A user and an item may have the same id, if their
+    groups begin with "users/" and "items/". Every document with a group assigns its id to that group.
+
+    Args:
+        documents: what to put in, as `read_documents` gives them.
+        tokenizer: see `load_tokenizer`; must be that of the model that will read the pool.
+        output: the pool directory; its parents are made. It is written whole or not at all.
+        provenance: whether the text was written under strict or relaxed verification, or elsewhere.
+        model: name of the model that wrote it.
+        global_segment: whether there is a segment of all documents; without it each needs a group.
+        assignments: who belongs to which group; wins over the documents.
+        overwrite: whether an existing pool may be replaced.
+        bad_rows: what to do with a document that cannot be used; None stops at the first.
+        workers: how many threads sort; by default one for each usable core.
+        read_progress: called with the number of documents read so far.
+        sort_progress: called with the number of tokens sorted so far, and in all.
+        max_segment_tokens: a segment of more is split.
+
+    Raises:
+        PoolError: the documents, the tokenizer or the output cannot be used, or no document is left.
+    """
+    check_output(output, overwrite)
+    encoder = load_tokenizer(tokenizer)
+    corpus = _Corpus(tokenizer_info(encoder, tokenizer), global_segment, bad_rows or BadRows())
+    for document, token_ids in _encoded(documents, encoder, read_progress):
+        corpus.add(document, token_ids)
+    if not corpus.entries:
+        raise PoolError("There is no document with text to build a pool from; check the input files.")
+    manifest = write_pool(
+        corpus.content(assignments, provenance, model),
+        output,
+        overwrite=overwrite,
+        workers=workers,
+        progress=sort_progress,
+        max_segment_tokens=max_segment_tokens,
+    )
+    return BuildReport(manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty)
+
+
+def _encoded(
+    documents: Iterable[Document], tokenizer: "Tokenizer", progress: Callable[[int], None] | None
+) -> Iterator[tuple[Document, np.ndarray]]:
+    """Each document with its token ids, int32[length]."""
+    remaining, num_read = iter(documents), 0
+    while batch := list(islice(remaining, _BATCH_DOCUMENTS)):
+        texts = [document.text or "" for document in batch if document.token_ids is None]
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        for document in batch:
+            if document.token_ids is not None:
+                yield document, document.token_ids
+            else:
+                yield document, np.array(next(encodings).ids, np.int32)
+        num_read += len(batch)
+        if progress is not None:
+            progress(num_read)
+
+
+@dataclass
+class _Corpus:
+    """The documents of a pool to be.
+
+    Attributes:
+        entries: (kinds that the id may be, id) to (token ids, group); a later document replaces an
+            earlier one.
+    """
+
+    tokenizer: TokenizerInfo
+    global_segment: bool
+    bad_rows: BadRows
+    entries: dict[tuple[tuple[EntityKind, ...], str], tuple[np.ndarray, str | None]] = field(
+        default_factory=dict
+    )
+    num_duplicates: int = 0
+    num_empty: int = 0
+
+    def add(self, document: Document, token_ids: np.ndarray) -> None:
+        if not len(token_ids):
+            self.num_empty += 1
+            return
+        fault = self._fault(document, token_ids)
+        if fault is not None:
+            self.bad_rows.report(f"{document.source} {fault}.")
+            return
+        key = (kinds_of_group(document.group or ""), document.id)
+        self.num_duplicates += key in self.entries
+        self.entries[key] = (token_ids, document.group)
+
+    def content(
+        self, assignments: Iterable[Assignment] | None, provenance: Provenance, model: str | None
+    ) -> PoolContent:
+        groups: dict[str, list[np.ndarray]] = {}
+        for token_ids, group in self.entries.values():
+            if group is not None:
+                groups.setdefault(group, []).append(token_ids)
+        has_assignments = bool(groups) or assignments is not None
+        return PoolContent(
+            tokenizer=self.tokenizer,
+            groups=dict(sorted(groups.items())),
+            global_documents=[ids for ids, _ in self.entries.values()] if self.global_segment else None,
+            assignments=self._assignments(assignments or ()) if has_assignments else None,
+            provenance=provenance,
+            model=model,
+        )
+
+    def _assignments(self, explicit: Iterable[Assignment]) -> Iterator[tuple[int, str]]:
+        for (kinds, document_id), (_, group) in self.entries.items():
+            if group is not None:
+                yield from ((entity_hash(kind, document_id), group) for kind in kinds)
+        yield from ((entity_hash(kind, entity_id), group) for kind, entity_id, group in explicit)
+
+    def _fault(self, document: Document, token_ids: np.ndarray) -> str | None:
+        if document.group is None and not self.global_segment:
+            return "has no group, so that without a global segment it has no place; give it a group"
+        if token_ids.max() >= self.tokenizer.vocab_size:
+            return (
+                f"has the token id {token_ids.max()}, beyond the vocabulary of {self.tokenizer.name} "
+                f"({self.tokenizer.vocab_size} tokens); give the tokenizer that made the ids"
+            )
+        return None

@@ -1,0 +1,90 @@
+"""Merging pools into one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.manifest import Manifest
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import Provenance, Segment
+from vllm_dare.pool.writer import PoolContent, Progress, check_output, write_pool
+
+
+def merge_pools(
+    inputs: Sequence[Path], output: Path, *, workers: int | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Merge pools of one tokenizer: the documents of all, sorted again, group by group.
+
+    The result counts as relaxed if any input is, and keeps a provenance or a model name that all agree on.
+    Where two pools assign an id to different groups, the later pool counts.
+
+    Args:
+        inputs: pool directories.
+        output: the new pool directory; it is written whole or not at all.
+        workers: how many threads sort; by default one for each usable core.
+        progress: called with the number of tokens sorted so far, and in all.
+
+    Raises:
+        PoolError: an input cannot be read, two have different tokenizers, or ``output`` exists.
+    """
+    check_output(output, overwrite=False)
+    with ExitStack() as stack:
+        pools = [stack.enter_context(RetrievalPool.open(path)) for path in inputs]
+        _check_tokenizers(pools)
+        return write_pool(_content(pools), output, workers=workers, progress=progress)
+
+
+def _check_tokenizers(pools: Sequence[RetrievalPool]) -> None:
+    first = pools[0]
+    for other in pools[1:]:
+        if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
+            raise PoolError(
+                f"Cannot merge {first.directory} (tokenizer {first.tokenizer.name}, "
+                f"{first.tokenizer.fingerprint}) with {other.directory} (tokenizer {other.tokenizer.name}, "
+                f"{other.tokenizer.fingerprint}); rebuild one with the tokenizer of the other."
+            )
+
+
+def _content(pools: Sequence[RetrievalPool]) -> PoolContent:
+    names = sorted({group for pool in pools for group in pool.groups})
+    groups = {name: _documents(s for pool in pools for s in pool.group_segments(name)) for name in names}
+    has_global = any(pool.manifest.global_segments for pool in pools)
+    has_assignments = any(pool.assignments is not None for pool in pools)
+    segments = [segment for pool in pools for segment in _all_segments(pool)]
+    models = {segment.header.model for segment in segments}
+    return PoolContent(
+        tokenizer=pools[0].tokenizer,
+        groups=groups,
+        global_documents=_documents(s for p in pools for s in _every_document(p)) if has_global else None,
+        assignments=_assignments(pools) if has_assignments else None,
+        provenance=_provenance({segment.header.provenance for segment in segments}),
+        model=models.pop() if len(models) == 1 else None,
+    )
+
+
+def _documents(segments: Iterable[Segment]) -> list[np.ndarray]:
+    return [document for segment in segments for document in segment.documents()]
+
+
+def _all_segments(pool: RetrievalPool) -> list[Segment]:
+    return [*pool.global_segments(), *(s for group in pool.groups for s in pool.group_segments(group))]
+
+
+def _every_document(pool: RetrievalPool) -> Sequence[Segment]:
+    """Segments that together hold each document once: a pool without global ones has each in a group."""
+    return pool.global_segments() or _all_segments(pool)
+
+
+def _assignments(pools: Sequence[RetrievalPool]) -> Iterator[tuple[int, str]]:
+    for pool in pools:
+        if pool.assignments is not None:
+            yield from pool.assignments.items()
+
+
+def _provenance(found: set[Provenance]) -> Provenance:
+    if "relaxed" in found:
+        return "relaxed"
+    return found.pop() if len(found) == 1 else "external"

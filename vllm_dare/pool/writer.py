@@ -1,0 +1,235 @@
+"""Putting a pool on disk: whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import write_hashed_assignments
+from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SegmentInfo,
+    is_pool,
+    read_manifest,
+    write_manifest,
+)
+from vllm_dare.pool.pool import SEGMENTS_DIRECTORY
+from vllm_dare.pool.segment import Provenance, write_segment
+from vllm_dare.pool.tensor_file import SUFFIX
+from vllm_dare.pool.threads import run_all
+from vllm_dare.pool.tokenizer import TokenizerInfo
+
+MAX_SEGMENT_TOKENS = 256 * 2**20
+
+Documents = Sequence[np.ndarray]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PoolContent:
+    """What goes into a pool.
+
+    Attributes:
+        tokenizer: the tokenizer of the documents.
+        groups: group name to its documents, each int32[length].
+        global_documents: the documents of the global segment; None leaves it out.
+        assignments: (hash of an id, group name), see `entity_hash`; None leaves the table out.
+        provenance: how the text was written.
+        model: name of the model that wrote it.
+    """
+
+    tokenizer: TokenizerInfo
+    groups: Mapping[str, Documents]
+    global_documents: Documents | None
+    assignments: Iterable[tuple[int, str]] | None
+    provenance: Provenance
+    model: str | None
+
+
+def write_pool(
+    content: PoolContent,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+) -> Manifest:
+    """Write a pool directory; if that fails half-way, ``output`` is as it was before.
+
+    Args:
+        content: what to write.
+        output: the pool directory; its parents are made.
+        overwrite: whether an existing pool, or an empty directory, may be replaced.
+        workers: how many threads; by default one for each usable core.
+        progress: called with the number of tokens sorted, and in all, after each segment.
+        max_segment_tokens: a group or global segment of more is split; a single document never is.
+
+    Raises:
+        PoolError: ``output`` exists and may not be replaced, or cannot be written.
+    """
+    check_output(output, overwrite)
+    try:
+        with _staging(output) as directory:
+            manifest = _write_files(content, directory, workers, progress, max_segment_tokens)
+            write_manifest(directory, manifest)
+    except OSError as error:
+        reason = error.strerror or error
+        raise PoolError(f"Cannot write the pool {output} ({reason}); check permissions and space.") from None
+    return manifest
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an ``output`` that must not be written to.
+
+    Raises:
+        PoolError: it exists and ``overwrite`` is not set, or it is something else than a pool.
+    """
+    if not output.exists():
+        return
+    if not overwrite:
+        raise PoolError(f"{output} exists already; choose another output, or replace it with --overwrite.")
+    if not is_pool(output) and not (output.is_dir() and not any(output.iterdir())):
+        raise PoolError(f"{output} exists and is not a pool; choose another output.")
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A directory to write into; once the block ends, ``output`` is a pool of what was written."""
+    if output.exists():
+        with _replacing_content(output):
+            yield output
+        return
+    staging = output.absolute().parent / f".{output.absolute().name}.{uuid.uuid4().hex}.tmp"
+    try:
+        (staging / SEGMENTS_DIRECTORY).mkdir(parents=True)
+        yield staging
+        os.rename(staging, output)
+        sync_directory(staging.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _replacing_content(output: Path) -> Iterator[None]:
+    """Add files to a pool, whose manifest the block replaces last; then remove what no longer belongs to it.
+
+    The content of the directory cannot be exchanged as a whole, but every file is named after its content, so
+    that the old and the new ones can lie side by side until the manifest says which count.
+    """
+    (output / SEGMENTS_DIRECTORY).mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        _remove_unreferenced(output)
+
+
+def _remove_unreferenced(output: Path) -> None:
+    manifest = read_manifest(output) if is_pool(output) else None
+    segments = {f"{name}{SUFFIX}" for name in manifest.segments} if manifest else set()
+    files = {SEGMENTS_DIRECTORY, MANIFEST_NAME, manifest.assignments if manifest else None}
+    _keep_only(output / SEGMENTS_DIRECTORY, segments)
+    _keep_only(output, files)
+
+
+def _keep_only(directory: Path, names: Collection[str | None]) -> None:
+    """Remove the pool's own kinds of files, so that a README somebody put there stays."""
+    for path in directory.iterdir():
+        if path.name not in names and path.suffix in (SUFFIX, ".tmp"):
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The documents of one segment.
+
+    Attributes:
+        group: name of its group; None for the global segment.
+        documents: each int32[length].
+    """
+
+    group: str | None
+    documents: Documents
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.documents))
+
+
+def _write_files(
+    content: PoolContent, directory: Path, workers: int | None, progress: Progress | None, max_tokens: int
+) -> Manifest:
+    # The global segment takes longest, so it goes first.
+    by_group = [(None, content.global_documents or ()), *content.groups.items()]
+    parts = [_Part(group, part) for group, documents in by_group for part in _split(documents, max_tokens)]
+    segments = _write_segments(content, parts, directory / SEGMENTS_DIRECTORY, workers, progress)
+    groups: dict[str | None, list[str]] = {group: [] for group, _ in by_group}
+    for part, (name, _) in zip(parts, segments, strict=True):
+        groups[part.group].append(name)
+    global_segments = groups.pop(None)
+    assignments = None
+    if content.assignments is not None:
+        assignments = write_hashed_assignments(directory, content.assignments).name
+    return Manifest(
+        tokenizer=content.tokenizer,
+        groups={str(group): names for group, names in groups.items()},
+        global_segments=global_segments,
+        segments=dict(segments),
+        assignments=assignments,
+    )
+
+
+def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:
+    """Runs of documents of at most ``max_tokens`` tokens, or of one document that is longer."""
+    part: list[np.ndarray] = []
+    num_tokens = 0
+    for document in documents:
+        if part and num_tokens + len(document) > max_tokens:
+            yield part
+            part, num_tokens = [], 0
+        part.append(document)
+        num_tokens += len(document)
+    if part:
+        yield part
+
+
+def _write_segments(
+    content: PoolContent,
+    parts: Sequence[_Part],
+    directory: Path,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[tuple[str, SegmentInfo]]:
+    """The name and the facts of each part's segment."""
+    num_done, num_total = 0, sum(part.num_tokens for part in parts)
+
+    def write(part: _Part) -> tuple[str, SegmentInfo]:
+        segment = write_segment(
+            directory,
+            part.documents,
+            tokenizer=content.tokenizer,
+            provenance=content.provenance,
+            model=content.model,
+        )
+        header = segment.header
+        return segment.name, SegmentInfo(
+            header.num_documents, header.num_tokens, segment.num_bytes, header.provenance
+        )
+
+    def done(result: tuple[str, SegmentInfo]) -> None:
+        nonlocal num_done
+        num_done += result[1].num_tokens
+        if progress is not None:
+            progress(num_done, num_total)
+
+    segments = run_all(write, parts, done=done, workers=workers)
+    sync_directory(directory)
+    return segments
