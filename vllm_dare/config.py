@@ -22,9 +22,9 @@ class VerificationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["strict", "relaxed"] = "strict"
-    top_k: int = Field(2, ge=1)
-    min_prob: float = Field(0.1, ge=0, lt=1)
-    min_ratio: float = Field(0.0, ge=0, le=1)
+    top_k: int = Field(default=2, ge=1)
+    min_prob: float = Field(default=0.1, ge=0, lt=1)
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
     guard_stop_tokens: bool = True
 
 
@@ -55,7 +55,9 @@ class DareConfig(BaseModel):
         """
         settings = additional_config.get("dare", {}) if isinstance(additional_config, Mapping) else {}
         if not isinstance(settings, Mapping):
-            raise ConfigError(f"additional_config['dare'] must be a dictionary of settings, not {settings!r}.")
+            raise ConfigError(
+                f"additional_config['dare'] must be a dictionary of settings, not {settings!r}."
+            )
         try:
             return cls.model_validate(dict(settings))
         except ValidationError as error:

@@ -21,10 +21,13 @@ from vllm_dare.pool.kernels import (
     SUFFIXES,
     TOKENS,
     find,
+    float64_array,
     int32_array,
+    int64_array,
     narrow,
     token_at,
 )
+from vllm_dare.pool.segment import SEPARATOR
 
 # Context lengths tried at the first draft position; later positions add the lengths in between.
 LADDER = np.array([32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1], dtype=np.int64)
@@ -54,14 +57,14 @@ def _count(tokens, counts, number, token, amount):  # type: ignore[no-untyped-de
     return number + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _count_range(row, lo, hi, offset, weight, candidates, counts, number):  # type: ignore[no-untyped-def]
-    """Count the tokens at `offset` of the suffixes [lo, hi); returns (number of candidates, total counted)."""
+    """Count the tokens at `offset` of the suffixes [lo, hi); returns (candidates, total counted)."""
     tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
     suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
     size = hi - lo
     looks = min(size, SAMPLES)
-    run_token = token_at(tokens, suffixes[lo] + offset) if looks == size else np.int32(0)
+    run_token = np.int32(SEPARATOR)
     run = 0
     for i in range(looks):
         index = lo + i if looks == size else lo + ((2 * i + 1) * size) // (2 * looks)
@@ -75,51 +78,194 @@ def _count_range(row, lo, hi, offset, weight, candidates, counts, number):  # ty
     return number, looks * weight
 
 
-@njit(cache=True, nogil=True)
-def _search_longest(row, context, starts, num_starts, size, lows, highs, depths):  # type: ignore[no-untyped-def]
-    """Find the ranges of the longest contexts that occur in a segment, by bisection over the ladder.
+@njit(inline="always")
+def _workspace(address, num_sources, limit):  # type: ignore[no-untyped-def]
+    """Scratch arrays for one chain in the `workspace_size` words at an address.
 
-    If a context occurs, so does every shorter one. Fills lows/highs/depths (one segment's int64[num_starts]
-    columns) for the contexts it looked at; the longer ones that cannot occur are marked as empty.
+    Returns:
+        ranges: (starts int64[n], lows, highs, depths int64[num_sources, n]), the contexts and where they
+            are in each source; own: what `own_text` needs; tally: (candidates, counts, scores); context.
     """
-    left, right = 0, num_starts
-    while left < right:
-        middle = (left + right) >> 1
-        lows[middle], highs[middle] = find(row, context, starts[middle], size - starts[middle])
-        depths[middle] = size - starts[middle]
-        if highs[middle] > lows[middle]:
-            right = middle
-        else:
-            left = middle + 1
-    for i in range(left):
-        lows[i], highs[i], depths[i] = 0, 0, size - starts[i]
+    room = LADDER.size + limit
+    cells = num_sources * room
+    starts = int64_array(address, room)
+    address += 8 * room
+    lows = int64_array(address, cells).reshape((num_sources, room))
+    address += 8 * cells
+    highs = int64_array(address, cells).reshape((num_sources, room))
+    address += 8 * cells
+    depths = int64_array(address, cells).reshape((num_sources, room))
+    address += 8 * cells
+    slots = int64_array(address, SLOTS)
+    address += 8 * SLOTS
+    previous = int64_array(address, WINDOW)
+    address += 8 * WINDOW
+    places = int64_array(address, MAX_PLACES)
+    address += 8 * MAX_PLACES
+    lengths = int64_array(address, MAX_PLACES)
+    address += 8 * MAX_PLACES
+    counts = float64_array(address, MAX_CANDIDATES)
+    address += 8 * MAX_CANDIDATES
+    scores = float64_array(address, MAX_CANDIDATES)
+    address += 8 * MAX_CANDIDATES
+    candidates = int32_array(address, MAX_CANDIDATES)
+    address += 8 * MAX_CANDIDATES
+    context = int32_array(address, MAX_MATCH + limit)
+    ranges = (starts, lows, highs, depths)
+    return ranges, (slots, previous, places, lengths), (candidates, counts, scores), context
+
+
+def workspace_size(num_sources: int, limit: int) -> int:
+    """How many int64 words of scratch memory a chain of at most `limit` tokens needs."""
+    room = LADDER.size + limit
+    return (
+        (1 + 3 * num_sources) * room
+        + SLOTS
+        + WINDOW
+        + 2 * MAX_PLACES
+        + 3 * MAX_CANDIDATES
+        + MAX_MATCH
+        + limit
+    )
 
 
 @njit(cache=True, nogil=True)
-def _advance(row, context, start, length, lows, highs, depths, index):  # type: ignore[no-untyped-def]
-    """Bring range `index` of one segment up to context[start:start+length]; returns (lo, hi)."""
-    depth = depths[index]
+def _open_contexts(table, sources, context, known, ranges):  # type: ignore[no-untyped-def]
+    """Find where the ladder's suffixes of context[:known] occur; returns the number of contexts.
+
+    If a context occurs in a segment, so does every shorter one: the longest is found by bisection.
+    What bisection did not look at is found when it is asked for (depth 0).
+    """
+    starts, lows, highs, depths = ranges
+    num_starts = 0
+    for length in LADDER:
+        if length <= known:
+            starts[num_starts] = known - length
+            num_starts += 1
+    for s in range(sources.size):
+        for i in range(starts.size):
+            depths[s, i] = 0
+        if sources[s] < 0:
+            continue
+        left, right = 0, num_starts
+        while left < right:
+            middle = (left + right) >> 1
+            length = known - starts[middle]
+            lo, hi = find(table[sources[s]], context, starts[middle], length)
+            lows[s, middle], highs[s, middle], depths[s, middle] = lo, hi, length
+            if hi > lo:
+                right = middle
+            else:
+                left = middle + 1
+        for i in range(left):
+            lows[s, i], highs[s, i], depths[s, i] = 0, 0, known - starts[i]
+    return num_starts
+
+
+@njit(inline="always")
+def _advance(row, context, start, length, ranges, source, index):  # type: ignore[no-untyped-def]
+    """Bring range [source, index] up to context[start:start+length]; returns (lo, hi)."""
+    _, lows, highs, depths = ranges
+    lo, hi, depth = lows[source, index], highs[source, index], depths[source, index]
+    if depth == length:
+        return lo, hi
     if depth == 0:
-        lows[index], highs[index] = find(row, context, start, length)
-    elif depth < length and highs[index] > lows[index]:
+        lo, hi = find(row, context, start, length)
+    elif hi > lo:
         tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
         suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
-        lows[index], highs[index] = narrow(
-            tokens, suffixes, lows[index], highs[index], depth, context, start + depth, length - depth
-        )
-    depths[index] = length
-    return lows[index], highs[index]
+        lo, hi = narrow(tokens, suffixes, lo, hi, depth, context, start + depth, length - depth)
+    lows[source, index], highs[source, index], depths[source, index] = lo, hi, length
+    return lo, hi
 
 
 @njit(cache=True, nogil=True)
-def draft_chain(table, sources, weights, text, size, limit, vocab_size, min_survival, draft, survival):  # type: ignore[no-untyped-def]
+def _count_context(  # type: ignore[no-untyped-def]
+    table, sources, weights, text, context, end, ranges, index, own, num_places, tally, number
+):
+    """Count what follows context[starts[index]:end] in all sources; returns (candidates, total counted)."""
+    candidates, counts, _ = tally
+    _, _, places, lengths = own
+    for c in range(number):
+        counts[c] = 0.0
+    start = ranges[0][index]
+    length = end - start
+    total = 0.0
+    for s in range(sources.size):
+        if sources[s] < 0:
+            continue
+        row = table[sources[s]]
+        lo, hi = _advance(row, context, start, length, ranges, s, index)
+        if hi > lo:
+            number, counted = _count_range(row, lo, hi, length, weights[s], candidates, counts, number)
+            total += counted
+    for i in range(num_places):
+        if lengths[i] >= length:
+            number = _count(candidates, counts, number, text[places[i]], OWN_WEIGHT)
+            total += OWN_WEIGHT
+    return number, total
+
+
+@njit(cache=True, nogil=True)
+def _blend(tally, number, total, leftover):  # type: ignore[no-untyped-def]
+    """Give one context its share of the probability that longer contexts left over.
+
+    Adds to the scores; returns (what is left over now, lead of the best candidate over the second).
+    """
+    _, counts, scores = tally
+    kinds = 0
+    for c in range(number):
+        if counts[c] > 0.0:
+            kinds += 1
+    share = leftover / (total + DISCOUNT * kinds)
+    best, second = 0.0, 0.0
+    for c in range(number):
+        scores[c] += share * counts[c]
+        if scores[c] > best:
+            best, second = scores[c], best
+        elif scores[c] > second:
+            second = scores[c]
+    return share * DISCOUNT * kinds, best - second
+
+
+@njit(cache=True, nogil=True)
+def _next_token(table, sources, weights, text, context, end, ranges, num_starts, own, num_places, tally):  # type: ignore[no-untyped-def]
+    """The likeliest token after context[:end] and its estimated probability; (SEPARATOR, 0) if unknown."""
+    candidates, _, scores = tally
+    number = 0
+    leftover = 1.0
+    for index in range(num_starts):
+        before = number
+        number, total = _count_context(
+            table, sources, weights, text, context, end, ranges, index, own, num_places, tally, number
+        )
+        for c in range(before, number):
+            scores[c] = 0.0
+        if total > 0.0:
+            leftover, lead = _blend(tally, number, total, leftover)
+            if lead > leftover:
+                break
+    if number == 0:
+        return np.int32(SEPARATOR), 0.0
+    leader = 0
+    for c in range(1, number):
+        if scores[c] > scores[leader]:
+            leader = c
+    return candidates[leader], scores[leader]
+
+
+@njit(cache=True, nogil=True)
+def draft_chain(  # type: ignore[no-untyped-def]
+    workspace, table, sources, weights, text, size, limit, vocab_size, min_survival, draft, survival
+):
     """Draft the tokens that are likely to follow text[:size].
 
     Args:
+        workspace: address of `workspace_size` int64 words that nothing else uses meanwhile.
         table: int64[segments, NUM_COLUMNS], see `vllm_dare.pool.kernels.segment_row`.
         sources: int64[sources], rows of `table`; negative ones are skipped.
         weights: float64[sources], what one occurrence in a source counts.
-        text: int32[...], the request's own text; size: its length in tokens.
+        text: int32[...], the request's own text; size: its length in tokens, at least 1.
         limit: at most this many draft tokens.
         vocab_size: ids from here on are never drafted.
         min_survival: the chain ends before the first token that survives with less probability.
@@ -130,98 +276,41 @@ def draft_chain(table, sources, weights, text, size, limit, vocab_size, min_surv
     Returns:
         The number of tokens drafted; 0 if nothing is known. A chain ends where documents end.
     """
-    num_sources = sources.size
+    ranges, own, tally, context = _workspace(workspace, sources.size, limit)
+    slots, previous, places, lengths = own
     known = min(size, MAX_MATCH)
-    context = np.empty(MAX_MATCH + limit, np.int32)
-    context[:known] = text[size - known : size]
-    starts = np.empty(LADDER.size + limit, np.int64)
-    num_starts = 0
-    for length in LADDER:
-        if length <= known:
-            starts[num_starts] = known - length
-            num_starts += 1
-    lows = np.zeros((num_sources, starts.size), np.int64)
-    highs = np.zeros((num_sources, starts.size), np.int64)
-    depths = np.zeros((num_sources, starts.size), np.int64)
-    for s in range(num_sources):
-        if sources[s] >= 0:
-            _search_longest(
-                table[sources[s]], context, starts, num_starts, known, lows[s], highs[s], depths[s]
-            )
-
+    for i in range(known):
+        context[i] = text[size - known + i]
+    # Contexts are the suffixes that begin at `starts`, longest first. A range that is known for one is
+    # narrowed when the chain has grown, and only when it is looked at.
+    starts = ranges[0]
+    num_starts = _open_contexts(table, sources, context, known, ranges)
     begin = max(0, size - WINDOW)
-    slots = np.empty(SLOTS, np.int64)
-    previous = np.empty(size - begin, np.int64)
     index_own_text(text, begin, size, slots, previous)
-    places = np.empty(MAX_PLACES, np.int64)
-    lengths = np.empty(MAX_PLACES, np.int64)
-
-    candidates = np.empty(MAX_CANDIDATES, np.int32)
-    counts = np.empty(MAX_CANDIDATES, np.float64)
-    scores = np.empty(MAX_CANDIDATES, np.float64)
     surviving = 1.0
     for i in range(limit):
+        end = known + i
         num_places = match_own_text(
-            text, begin, size, slots, previous, context, known + i, MAX_MATCH, places, lengths
+            text, begin, size, slots, previous, context, end, MAX_MATCH, places, lengths
         )
-        number = 0
-        scored = 0
-        leftover = 1.0
-        for a in range(num_starts):
-            length = known + i - starts[a]
-            counts[:number] = 0.0
-            total = 0.0
-            for s in range(num_sources):
-                if sources[s] < 0:
-                    continue
-                row = table[sources[s]]
-                lo, hi = _advance(row, context, starts[a], length, lows[s], highs[s], depths[s], a)
-                if hi > lo:
-                    number, counted = _count_range(
-                        row, lo, hi, length, weights[s], candidates, counts, number
-                    )
-                    total += counted
-            for j in range(num_places):
-                if lengths[j] >= length:
-                    number = _count(candidates, counts, number, text[places[j]], OWN_WEIGHT)
-                    total += OWN_WEIGHT
-            if total == 0.0:
-                continue
-            scores[scored:number] = 0.0
-            scored = number
-            kinds = 0
-            for c in range(number):
-                if counts[c] > 0.0:
-                    kinds += 1
-            share = leftover / (total + DISCOUNT * kinds)
-            best, second = 0.0, 0.0
-            for c in range(number):
-                scores[c] += share * counts[c]
-                if scores[c] > best:
-                    best, second = scores[c], best
-                elif scores[c] > second:
-                    second = scores[c]
-            leftover = share * DISCOUNT * kinds
-            if best - second > leftover:
-                break
-        if number == 0:
-            return i
-        leader = np.argmax(scores[:number])
-        token = candidates[leader]
-        surviving *= scores[leader]
-        # A separator as the leader means that documents end here.
+        token, probability = _next_token(
+            table, sources, weights, text, context, end, ranges, num_starts, own, num_places, tally
+        )
+        surviving *= probability
+        # A separator as the likeliest token means that documents end here.
         if token < 0 or token >= vocab_size or surviving < min_survival:
             return i
         draft[i] = token
         survival[i] = surviving
-        context[known + i] = token
-        starts[num_starts] = known + i
+        context[end] = token
+        starts[num_starts] = end
         num_starts += 1
     return limit
 
 
 @njit(cache=True, nogil=True)
 def draft_batch(  # type: ignore[no-untyped-def]
+    workspace,
     table,
     sources,
     weights,
@@ -238,24 +327,29 @@ def draft_batch(  # type: ignore[no-untyped-def]
     """`draft_chain` for a whole batch in one call that holds no interpreter lock.
 
     Args:
+        workspace: int64[workspace_size(sources, longest limit)], scratch memory.
         sources: int64[batch, sources] and weights: float64[batch, sources], as in `draft_chain`.
         token_ids: int32[rows, max_model_len], the requests' texts; rows: int64[batch], which of them;
             sizes: int64[batch], their lengths.
-        limits: int64[batch]; 0 skips a request.
+        limits: int64[batch]; 0 or less skips a request.
         drafts: int32[batch, K], survivals: float32[batch, K], lengths: int64[batch]: the results.
     """
+    table_size, columns = table.shape
+    bare_table = int64_array(table.ctypes.data, table.size).reshape((table_size, columns))
     for b in range(rows.size):
         lengths[b] = 0
-        if limits[b] > 0 and sizes[b] > 0:
-            lengths[b] = draft_chain(
-                table,
-                sources[b],
-                weights[b],
-                token_ids[rows[b]],
-                sizes[b],
-                limits[b],
-                vocab_size,
-                min_survival,
-                drafts[b],
-                survivals[b],
-            )
+        if limits[b] <= 0 or sizes[b] <= 0:
+            continue
+        lengths[b] = draft_chain(
+            workspace.ctypes.data,
+            bare_table,
+            int64_array(sources[b].ctypes.data, sources.shape[1]),
+            float64_array(weights[b].ctypes.data, sources.shape[1]),
+            int32_array(token_ids[rows[b]].ctypes.data, sizes[b]),
+            sizes[b],
+            limits[b],
+            vocab_size,
+            min_survival,
+            drafts[b],
+            survivals[b],
+        )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_dare.drafting.chain import draft_batch
+from vllm_dare.drafting.chain import draft_batch, workspace_size
 from vllm_dare.pool.kernels import NUM_COLUMNS, segment_row
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import Segment
@@ -42,6 +42,7 @@ class Drafter:
         self.max_drafts = max_drafts
         self.vocab_size = vocab_size
         self.min_survival = min_survival
+        self._workspace = np.empty(0, dtype=np.int64)
         self._table = np.empty((0, NUM_COLUMNS), dtype=np.int64)
         self._row_of: dict[str, int] = {}
         # The table holds addresses only; this keeps the mapped arrays behind them alive.
@@ -106,7 +107,11 @@ class Drafter:
         drafts = np.empty((batch, self.max_drafts), dtype=np.int32)
         survivals = np.empty((batch, self.max_drafts), dtype=np.float32)
         lengths = np.empty(batch, dtype=np.int64)
+        words = workspace_size(width, self.max_drafts)
+        if self._workspace.size < words:
+            self._workspace = np.empty(words, dtype=np.int64)
         draft_batch(
+            self._workspace,
             self._table,
             source_rows,
             weights,

@@ -4,7 +4,6 @@ A hash chain over the text, made anew at each look-up (about a nanosecond a toke
 to the previous one with the same token, so that only places that match at least one token are visited.
 """
 
-import numpy as np
 from numba import njit
 
 # Number of hash slots; a power of two, so that a mask replaces the division.

@@ -49,10 +49,25 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
     return types.voidptr(address), codegen
 
 
+# Arrays at an address. Besides mapped segments, the kernels see their scratch memory through these:
+# numba counts no references to such arrays, and counting (atomically, at each call and slice) was half of a
+# look-up's time.
 @njit(inline="always")
 def int32_array(address, size):  # type: ignore[no-untyped-def]
     """The int32[size] array at an address."""
     return carray(_as_pointer(address), (size,), np.int32)
+
+
+@njit(inline="always")
+def int64_array(address, size):  # type: ignore[no-untyped-def]
+    """The int64[size] array at an address."""
+    return carray(_as_pointer(address), (size,), np.int64)
+
+
+@njit(inline="always")
+def float64_array(address, size):  # type: ignore[no-untyped-def]
+    """The float64[size] array at an address."""
+    return carray(_as_pointer(address), (size,), np.float64)
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,258 @@
+"""The plugin entry point, and the only module that patches vLLM: a ledger of what, why and until when.
+
+`register` runs in every vLLM process and must cost nothing where DARE is not configured: it wraps one
+method of a module that is loaded anyway. Everything else is applied when a DARE configuration is seen
+(front end) or a `DareProposer` is built (worker).
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_dare.errors import ConfigError
+
+logger = logging.getLogger("vllm.vllm_dare")
+
+_MARK = "__vllm_dare_patch__"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patched function of vLLM.
+
+    Attributes:
+        name: what the ledger calls it.
+        module, qualname: where the function is.
+        parameters: the parameter names that the patch relies on.
+        why: what it is for, or which symptom it cures; until: when it can be deleted.
+        wrap: makes the replacement from the original.
+    """
+
+    name: str
+    module: str
+    qualname: str
+    parameters: tuple[str, ...]
+    why: str
+    until: str
+    wrap: Callable[[Any], Any]
+
+    def apply(self) -> None:
+        """Replace the function, once.
+
+        Raises:
+            ConfigError: vLLM has moved or changed it.
+        """
+        owner, name, original = self._find()
+        if getattr(original, _MARK, None) == self.name:
+            return
+        self._check_signature(original)
+        replacement = functools.wraps(original)(self.wrap(original))
+        setattr(replacement, _MARK, self.name)
+        setattr(owner, name, replacement)
+
+    def status(self) -> str:
+        """ "applied", "ready" or a sentence that says what vLLM has moved."""
+        try:
+            _, _, original = self._find()
+            if getattr(original, _MARK, None) == self.name:
+                return "applied"
+            self._check_signature(original)
+        except ConfigError as error:
+            return str(error)
+        return "ready"
+
+    def _find(self) -> tuple[Any, str, Any]:
+        try:
+            owner: Any = importlib.import_module(self.module)
+            *path, name = self.qualname.split(".")
+            for part in path:
+                owner = getattr(owner, part)
+            return owner, name, getattr(owner, name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(self._moved(str(error))) from None
+
+    def _check_signature(self, original: Any) -> None:
+        found = inspect.signature(original).parameters
+        missing = [name for name in self.parameters if name not in found]
+        if missing:
+            raise ConfigError(self._moved(f"it no longer takes {', '.join(missing)}"))
+
+    def _moved(self, what: str) -> str:
+        return (
+            f"This vLLM's {self.module}.{self.qualname} is not what '{self.name}' of vllm-dare needs ({what}): "
+            "install vllm >=0.32,<0.34 or a newer vllm-dare."
+        )
+
+
+def _check_configuration(original: Any) -> Any:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = original(self, *args, **kwargs)
+        from vllm_dare.engine.start import check_engine_config
+
+        if check_engine_config(vllm_config):
+            REQUEST_CHECK.apply()
+        return vllm_config
+
+    return create_engine_config
+
+
+def _check_request(original: Any) -> Any:
+    def validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.engine.start import check_request
+
+        check_request(self.vllm_config, params)
+        return original(self, params, *args, **kwargs)
+
+    return validate_params
+
+
+def _bind_runner(original: Any) -> Any:
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.engine.proposer import DareProposer
+
+        result = original(self, *args, **kwargs)
+        drafter = getattr(self, "drafter", None)
+        if isinstance(drafter, DareProposer):
+            drafter.bind(self)
+            # vLLM drops the drafts of a whole batch when one request is within num_speculative_tokens of
+            # max_model_len; our drafts are cut to length per request.
+            self._input_fits_in_drafter = lambda metadata: metadata is not None
+        return result
+
+    return load_model
+
+
+def _relax(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    def rejection_sample(*args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.verification.sampler import current_relaxation
+
+        relaxation = current_relaxation.get()
+        if relaxation is None:
+            return original(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
+        call.arguments["target_logits"] = relaxation(
+            call.arguments["target_logits"], call.arguments["draft_token_ids"]
+        )
+        return original(*call.args, **call.kwargs)
+
+    return rejection_sample
+
+
+def _expand_on_cpu(original: Any) -> Any:
+    import torch
+
+    def expand_batch_to_tokens(
+        x: torch.Tensor,
+        cu_num_tokens: torch.Tensor,
+        num_tokens: int,
+        replace_from: int = 0,
+        replace_to: int = 0,
+    ) -> Any:
+        if x.device.type != "cpu":
+            return original(x, cu_num_tokens, num_tokens, replace_from, replace_to)
+        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+        replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+        return replaced.repeat_interleave(counts, output_size=num_tokens)
+
+    return expand_batch_to_tokens
+
+
+CONFIGURATION_CHECK = Patch(
+    name="configuration check",
+    module="vllm.engine.arg_utils",
+    qualname="EngineArgs.create_engine_config",
+    parameters=("self",),
+    why="A bad pool or setting is said in one sentence in the front end, not by a worker's traceback.",
+    until="vLLM lets a custom_class proposer check its configuration before workers start.",
+    wrap=_check_configuration,
+)
+REQUEST_CHECK = Patch(
+    name="request check",
+    module="vllm.v1.engine.input_processor",
+    qualname="InputProcessor._validate_params",
+    parameters=("self", "params"),
+    why="An unknown dare_ key or a bad value is the client's error (HTTP 400), not silently ignored.",
+    until="vLLM has a hook for validating extra_args that works under speculative decoding.",
+    wrap=_check_request,
+)
+RUNNER_BINDING = Patch(
+    name="runner binding",
+    module="vllm.v1.worker.gpu_model_runner",
+    qualname="GPUModelRunner.load_model",
+    parameters=("self",),
+    why="The proposer is told neither which requests it drafts for nor their metadata; the runner knows.",
+    until="vLLM passes requests and sampling parameters to custom_class proposers.",
+    wrap=_bind_runner,
+)
+CPU_RUNNER_BINDING = Patch(
+    name="runner binding, CPU",
+    module="vllm.v1.worker.cpu_model_runner",
+    qualname="CPUModelRunner.load_model",
+    parameters=("self",),
+    why="As the runner binding: the CPU runner has a load_model of its own.",
+    until="As the runner binding.",
+    wrap=_bind_runner,
+)
+RELAXED_ACCEPTANCE = Patch(
+    name="relaxed acceptance",
+    module="vllm.v1.sample.rejection_sampler",
+    qualname="rejection_sample",
+    parameters=("draft_token_ids", "target_logits"),
+    why="The one place that sees processed logits and draft tokens before vLLM's kernels decide.",
+    until="RejectionSampler.forward has a method to override between processing and deciding.",
+    wrap=_relax,
+)
+CPU_EXPANSION = Patch(
+    name="per-token sampling parameters on CPU",
+    module="vllm.v1.sample.rejection_sampler",
+    qualname="expand_batch_to_tokens",
+    parameters=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    why=(
+        "vLLM's CPU kernel writes the result into a converted copy and drops it, so temperature, top-k and "
+        "top-p of every sampled request under speculation are uninitialised memory."
+    ),
+    until="_expand_kernel_impl in vllm/utils/cpu_triton_utils.py copies its result back (not in 0.33).",
+    wrap=_expand_on_cpu,
+)
+_WORKER_PATCHES = (RUNNER_BINDING, CPU_RUNNER_BINDING, RELAXED_ACCEPTANCE, CPU_EXPANSION)
+
+
+def ledger() -> tuple[Patch, ...]:
+    """Every patch, in the order in which they are applied."""
+    return (CONFIGURATION_CHECK, REQUEST_CHECK, *_WORKER_PATCHES)
+
+
+def register() -> None:
+    """The `vllm.general_plugins` entry point; idempotent and cheap.
+
+    Only the front end builds engine configurations, and it has loaded vLLM's argument module by the time
+    it loads plugins; the other processes need nothing from us until a proposer is built.
+    """
+    if CONFIGURATION_CHECK.module not in sys.modules:
+        return
+    try:
+        CONFIGURATION_CHECK.apply()
+    except ConfigError as error:
+        # Somebody who does not use DARE must not be stopped by it; DareProposer says it again if used.
+        logger.warning("vllm-dare is installed but cannot work here: %s", error)
+
+
+def prepare_worker() -> None:
+    """Apply the worker's patches; called when a `DareProposer` is built.
+
+    Raises:
+        ConfigError: this vLLM is not one that vllm-dare supports, or it was told not to load this plugin.
+    """
+    from vllm import envs
+
+    if envs.VLLM_PLUGINS is not None and "vllm_dare" not in envs.VLLM_PLUGINS:
+        raise ConfigError("VLLM_PLUGINS leaves out vllm_dare: add it to the list, or unset VLLM_PLUGINS.")
+    for patch in _WORKER_PATCHES:
+        patch.apply()

