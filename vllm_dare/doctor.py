@@ -151,7 +151,15 @@ def _check_plugin() -> Check:
 
 def _check_patches() -> list[Check]:
     ledger: Callable[[], list[Any]] = import_module("vllm_dare.engine.plugin").ledger
-    return [Check(f"patch {patch.name}", "ok", f"{patch.status()}: {patch.why}") for patch in ledger()]
+    return [_check_patch(patch) for patch in ledger()]
+
+
+def _check_patch(patch: Any) -> Check:
+    state = patch.status()
+    name = f"patch: {patch.name}"
+    if state in ("ready", "applied"):
+        return Check(name, "ok", f"Fits this vLLM. {patch.why}")
+    return Check(name, "failed", f"{state} {patch.why}")
 
 
 def _check_preload() -> Check:

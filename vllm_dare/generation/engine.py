@@ -47,6 +47,8 @@ def start_engine(settings: EngineSettings) -> Any:
     try:
         llm = LLM(**settings.llm_args())
         _warm_up(llm)
+    except DareError:
+        raise
     except Exception as error:  # vLLM raises whatever its parts raise, down to plain RuntimeError
         raise DareError(f"The vLLM engine did not start: {_first_line(error)}") from None
     return llm

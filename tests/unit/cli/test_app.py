@@ -1,0 +1,74 @@
+"""The command line: cheap to start, clear when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_dare import __version__
+
+HEAVY = ("torch", "vllm", "numba", "transformers", "pyarrow", "numpy")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vllm_dare.cli.app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_version() -> None:
+    assert _run("--version").stdout == f"vllm-dare {__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['vllm-dare', '--help']\n"
+        "from vllm_dare.cli.app import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "generate" in result.stdout and "doctor" in result.stdout and "pool" in result.stdout
+    assert result.stderr.strip() == "[]"
+
+
+def _generate(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    required = ("--model", "m", "--prompts", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "o.jsonl"))
+    return _run("generate", *required, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--prompts", "nowhere.jsonl"), "There is no prompt file nowhere.jsonl."),
+        (("--engine-args", "[]"), "--engine-args must be a JSON object"),
+        (("--engine-args", '{"model": "x"}'), "--engine-args may not contain 'model'"),
+        (("--output", "out.parquet"), "the output is plain JSON lines"),
+        (("--pool", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_users_error_is_one_sentence(tmp_path: Path, options: tuple[str, ...], sentence: str) -> None:
+    result = _generate(tmp_path, *options)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ") and sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "o.jsonl.part").exists()
+
+
+def test_a_complete_output_is_said_to_be_complete(tmp_path: Path) -> None:
+    row = {"id": 1, "text": "b", "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop"}
+    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    result = _generate(tmp_path, "--json", str(tmp_path / "summary.json"))
+    assert result.returncode == 0
+    assert "is complete with 1 rows; use --overwrite" in result.stdout.replace("\n", " ")
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "untouched"
+
+
+def test_failed_rows_of_a_complete_output_are_not_forgotten(tmp_path: Path) -> None:
+    row = {"id": 1, "text": "", "prompt_tokens": 0, "completion_tokens": 0, "finish_reason": "error"}
+    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    result = _generate(tmp_path)
+    assert result.returncode == 2
+    assert "1 rows failed" in result.stderr

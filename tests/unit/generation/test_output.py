@@ -1,0 +1,153 @@
+"""No interruption loses a finished row, doubles one, or leaves half of one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_dare.errors import DareError
+from vllm_dare.generation.output import OutputFile, is_begun
+
+SETTINGS = {"model": "m", "temperature": 0.0, "seed": None}
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "text": "Grüße\n✓", "finish_reason": "stop"},
+    {"id": 2, "text": "", "finish_reason": "error", "error": "too long"},
+    {"id": "c", "text": "x" * 50, "finish_reason": "length"},
+]
+
+
+def _open(output: Path, *, overwrite: bool = False, **settings: Any) -> OutputFile:
+    return OutputFile.open(output, SETTINGS | settings, overwrite=overwrite)
+
+
+def _write(output: Path, rows: list[dict[str, Any]]) -> None:
+    file = _open(output)
+    for row in rows:
+        file.append(row)
+    file.close()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_file_gets_its_name_only_when_finished(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    file = _open(output)
+    for row in ROWS:
+        file.append(row)
+        assert not output.exists()
+    assert _lines(file.part) == ROWS
+    file.finish()
+    assert _lines(output) == ROWS
+    assert os.listdir(output.parent) == ["out.jsonl"]
+
+
+def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    file = _open(tmp_path / "out.jsonl")
+    file.append(ROWS[0])
+    assert _lines(file.part) == ROWS[:1]
+    file.close()
+
+
+def test_going_on_after_a_tear_at_every_byte(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    part = tmp_path / "out.jsonl.part"
+    whole = part.read_bytes()
+    for length in range(len(whole) + 1):
+        part.write_bytes(whole[:length])
+        file = _open(output)
+        complete = whole[:length].count(b"\n")
+        assert len(file.done) == complete
+        assert file.dropped_bytes == length - (whole[:length].rfind(b"\n") + 1)
+        for row in ROWS:
+            if row["id"] not in file.done:
+                file.append(row)
+        file.close()
+        assert part.read_bytes() == whole
+
+
+def test_rows_after_a_damaged_line_are_written_again(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    part = tmp_path / "out.jsonl.part"
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(lines[0] + b"\0" * 20 + b"\n" + lines[2])
+    file = _open(output)
+    assert ("a" in file.done, "c" in file.done, len(file.done)) == (True, False, 1)
+    file.close()
+    assert part.read_bytes() == lines[0]
+
+
+def test_failed_rows_of_earlier_runs_are_counted(tmp_path: Path) -> None:
+    _write(tmp_path / "out.jsonl", ROWS)
+    file = _open(tmp_path / "out.jsonl")
+    assert file.failed == 1
+    file.close()
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    with pytest.raises(DareError, match=r"temperature \(0.0 then, 0.7 now\).*--overwrite"):
+        _open(output, temperature=0.7)
+    with pytest.raises(DareError, match=r"new \(None then, 1 now\)"):
+        _open(output, new=1)
+    assert is_begun(output)
+
+
+@pytest.mark.parametrize("damage", [None, "{", "[]"])
+def test_a_part_file_without_its_settings_is_refused(tmp_path: Path, damage: str | None) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    settings = tmp_path / "out.jsonl.part.json"
+    settings.unlink() if damage is None else settings.write_text(damage)
+    with pytest.raises(DareError, match="missing or damaged; use --overwrite"):
+        _open(output)
+
+
+def test_overwrite_begins_anew_and_keeps_the_old_output_until_the_end(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text("old\n")
+    _write(output, ROWS)
+    file = _open(output, overwrite=True, temperature=0.7)
+    assert len(file.done) == 0
+    assert output.read_text() == "old\n"
+    file.append(ROWS[0])
+    file.finish()
+    assert _lines(output) == ROWS[:1]
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    file = _open(output)
+    code = (
+        "import sys; from pathlib import Path; from vllm_dare.generation.output import OutputFile\n"
+        "OutputFile.open(Path(sys.argv[1]), {}, overwrite=True)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(output)], capture_output=True, text=True, check=False
+    )
+    assert "is being written by another process" in result.stderr
+    file.close()
+    _open(output).close()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DareError, match="cannot be written"):
+        _open(tmp_path / "file" / "out.jsonl")
+
+
+def test_an_id_that_is_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
+    file = _open(tmp_path / "out.jsonl")
+    file.append({"id": "\ud83d", "text": ""})
+    file.close()
+    again = _open(tmp_path / "out.jsonl")
+    assert "\ud83d" in again.done
+    again.close()

@@ -1,0 +1,108 @@
+"""Prompt files are read row by row, and a bad row is named."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vllm_dare.errors import DareError
+from vllm_dare.generation.prompts import PromptRow, id_key, read_prompts
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "u1", "prompt": "One", "user": 7, "group": "users/3", "max_tokens": 5},
+    {"id": 2, "prompt": "Zwei ✓", "item": None, "other": [1, 2]},
+]
+EXPECTED = [
+    PromptRow("u1", "One", {"dare_group": "users/3", "dare_user": 7}, 5),
+    PromptRow(2, "Zwei ✓", {}, None),
+]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    assert list(read_prompts(_write(tmp_path / "p.jsonl", ROWS))) == EXPECTED
+
+
+def test_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(gzip.compress(_write(tmp_path / "p.jsonl", ROWS).read_bytes()))
+    assert list(read_prompts(path)) == EXPECTED
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "prompt": ["a", "b"], "user": ["x", None]}), path)
+    assert list(read_prompts(path)) == [PromptRow(1, "a", {"dare_user": "x"}), PromptRow(2, "b", {})]
+
+
+def test_parquet_messages(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    messages = [{"role": "user", "content": "hi"}]
+    pq.write_table(pa.table({"id": ["a"], "messages": [messages]}), path)
+    assert list(read_prompts(path)) == [PromptRow("a", messages, {})]
+
+
+def test_limit_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('\n{"id": 1, "prompt": "a"}\n\n{"id": 2, "prompt": "b"}\nnot json')
+    assert [row.id for row in read_prompts(path, limit=2)] == [1, 2]
+
+
+def test_the_full_spelling_goes_before_the_short_one(tmp_path: Path) -> None:
+    row = {"id": 1, "prompt": "a", "group": "short", "dare_group": "full", "dare_top_k": 3}
+    path = _write(tmp_path / "p.jsonl", [row])
+    assert next(read_prompts(path)).metadata == {"dare_group": "full", "dare_top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 1 is not a JSON object"),
+        ("[1]", "row 1 is not a JSON object"),
+        ('{"prompt": "a"}', "needs an `id`"),
+        ('{"id": true, "prompt": "a"}', "needs an `id`"),
+        ('{"id": 1.5, "prompt": "a"}', "needs an `id`"),
+        ('{"id": 1}', "either a `prompt` or `messages`"),
+        ('{"id": 1, "prompt": "a", "messages": []}', "either a `prompt` or `messages`"),
+        ('{"id": 1, "prompt": ["a"]}', "must be a text, not list"),
+        ('{"id": 1, "messages": []}', "must be a list of chat messages"),
+        ('{"id": 1, "messages": ["hi"]}', "must be a list of chat messages"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DareError, match=reason):
+        list(read_prompts(path))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing.jsonl.gz"])
+def test_a_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DareError, match="There is no prompt file"):
+        list(read_prompts(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.jsonl.gz"])
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"plain text")
+    with pytest.raises(DareError, match=r"The prompt file .* (cannot be read|is not a Parquet file)"):
+        list(read_prompts(tmp_path / name))
+
+
+def test_a_torn_gzip_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"id": 1, "prompt": "a"}\n' * 1000)[:-20])
+    with pytest.raises(DareError, match="cannot be read"):
+        list(read_prompts(path))
+
+
+def test_a_number_and_its_text_are_different_ids() -> None:
+    assert id_key(1) != id_key("1")

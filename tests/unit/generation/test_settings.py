@@ -1,0 +1,53 @@
+"""Which engine is started, and which settings a part file is tied to."""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_dare.errors import ConfigError
+from vllm_dare.generation.settings import EngineSettings, SamplingSettings, text_settings
+
+
+def test_the_engine_gets_the_proposer_and_the_pool(tmp_path: Path) -> None:
+    settings = EngineSettings("m", pool=tmp_path, verification="relaxed", draft_tokens=8, dtype="float32")
+    assert settings.llm_args() == {
+        "model": "m",
+        "disable_log_stats": False,
+        "dtype": "float32",
+        "speculative_config": {
+            "method": "custom_class",
+            "model": "vllm_dare.DareProposer",
+            "num_speculative_tokens": 8,
+        },
+        "additional_config": {"dare": {"verification": {"mode": "relaxed"}, "pool": str(tmp_path)}},
+    }
+
+
+def test_plain_vllm_has_no_trace_of_drafts() -> None:
+    settings = EngineSettings("m", draft_tokens=0, engine_args={"enforce_eager": True})
+    assert settings.llm_args() == {"model": "m", "disable_log_stats": False, "enforce_eager": True}
+
+
+@pytest.mark.parametrize("name", ["speculative_config", "additional_config", "model", "disable_log_stats"])
+def test_engine_args_may_not_undo_what_the_run_sets(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        EngineSettings("m", engine_args={name: {}})
+
+
+def test_a_strict_run_may_go_on_with_another_pool() -> None:
+    sampling = SamplingSettings()
+    one = text_settings(EngineSettings("m", pool=Path("a")), sampling, token_ids=False)
+    two = text_settings(EngineSettings("m", pool=Path("b"), draft_tokens=4), sampling, token_ids=False)
+    none = text_settings(
+        EngineSettings("m", draft_tokens=0, verification="relaxed"), sampling, token_ids=False
+    )
+    assert one == two == none
+
+
+def test_a_relaxed_run_is_tied_to_its_drafts() -> None:
+    sampling = SamplingSettings()
+    settings = [
+        text_settings(EngineSettings("m", Path(pool), "relaxed", tokens), sampling, token_ids=False)
+        for pool, tokens in (("a", 16), ("b", 16), ("a", 8))
+    ]
+    assert settings[0] != settings[1] and settings[0] != settings[2]
