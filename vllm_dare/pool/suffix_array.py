@@ -1,5 +1,7 @@
 """The sorted suffixes of documents that are joined by separators."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,8 @@ def build_suffix_index(tokens: np.ndarray) -> SuffixIndex:
     # divsufsort sorts bytes: token ids are replaced by their rank, so that two bytes, often one, are enough.
     ranks = np.zeros(len(counts) + 1, np.min_scalar_type(len(heads)))
     ranks[heads] = np.arange(1, len(heads) + 1)  # the last entry, which SEPARATOR indexes, stays 0
-    suffixes = divsufsort(ranks[tokens])
+    with _one_openmp_thread():
+        suffixes = divsufsort(ranks[tokens])
     num_separators = len(tokens) - int(head_starts[-1])
     return SuffixIndex(suffixes[num_separators:].astype(np.int32), heads, head_starts)
 
@@ -63,6 +66,22 @@ def find_fault(tokens: np.ndarray, index: SuffixIndex, vocab_size: int) -> str |
     if not _is_sorted(tokens, index.suffix_array, rank):
         return "its suffix array is not sorted"
     return None
+
+
+@contextmanager
+def _one_openmp_thread() -> Iterator[None]:
+    """Sort in this thread alone: OpenMP makes small inputs ten times slower and large ones no faster."""
+    from pydivsufsort.dll import libdivsufsort
+
+    if not hasattr(libdivsufsort, "omp_set_num_threads"):  # built without OpenMP
+        yield
+        return
+    num_threads = libdivsufsort.omp_get_max_threads()
+    libdivsufsort.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        libdivsufsort.omp_set_num_threads(num_threads)
 
 
 def _token_counts(tokens: np.ndarray) -> np.ndarray:
