@@ -1,0 +1,202 @@
+"""`vllm-dare pool …`: build, inspect, verify and merge retrieval pools."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vllm_dare.pool.build import BuildReport
+    from vllm_dare.pool.rows import BadRows
+    from vllm_dare.pool.summary import PoolSummary
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Retrieval pools: draft material."
+)
+
+PoolDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A pool directory.")]
+Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="The pool directory to write.")]
+ProgressOf = Callable[[str], Callable[[int, int | None], None]]
+
+
+class ProvenanceChoice(StrEnum):
+    """The choices of --provenance."""
+
+    strict = "strict"
+    relaxed = "relaxed"
+    external = "external"
+
+
+@app.command()
+def build(
+    documents: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files of documents: .jsonl, .jsonl.gz or .parquet, with id, text or token_ids, and group."
+        ),
+    ],
+    *,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model's tokenizer: a directory or a hub id.")
+    ],
+    output: Output,
+    assignments: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Who belongs to which group: columns user or item, and group (or CSV).",
+        ),
+    ] = None,
+    provenance: Annotated[
+        ProvenanceChoice,
+        typer.Option(help="How the text was verified, if vllm-dare wrote it."),
+    ] = ProvenanceChoice.external,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model that wrote the text, for the record.")
+    ] = None,
+    no_global: Annotated[
+        bool, typer.Option("--no-global", help="Leave out the segment of all documents.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing pool.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count documents that cannot be used instead of stopping.")
+    ] = False,
+) -> None:
+    """Build a pool from text that a model wrote before."""
+    from vllm_dare.pool.assignment_file import read_assignments
+    from vllm_dare.pool.build import build_pool
+    from vllm_dare.pool.documents import read_documents
+    from vllm_dare.pool.rows import BadRows
+
+    bad_rows = BadRows(skip=skip_bad)
+    with _progress() as progress_of:
+        show_read = progress_of("documents read")
+        report = build_pool(
+            read_documents(documents, bad_rows),
+            tokenizer,
+            output,
+            provenance=provenance.value,
+            model=model,
+            global_segment=not no_global,
+            assignments=None if assignments is None else read_assignments(assignments),
+            overwrite=overwrite,
+            bad_rows=bad_rows,
+            read_progress=lambda num_documents: show_read(num_documents, None),
+            sort_progress=progress_of("tokens sorted"),
+        )
+    _print_build(output, report, bad_rows)
+
+
+@app.command()
+def info(
+    directory: PoolDirectory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show what a pool holds."""
+    from vllm_dare.pool.manifest import read_manifest
+    from vllm_dare.pool.summary import summarize
+
+    summary = summarize(read_manifest(directory))
+    if as_json:
+        typer.echo(summary.model_dump_json(indent=2))
+    else:
+        _print_info(directory, summary)
+
+
+@app.command()
+def verify(directory: PoolDirectory) -> None:
+    """Check every file of a pool in full: checksums, token ids, order."""
+    from vllm_dare.pool.pool import RetrievalPool
+
+    with RetrievalPool.open(directory) as pool, _progress() as progress_of:
+        pool.verify(progress_of("bytes verified"))
+        num_segments = len(pool.manifest.segments)
+    typer.echo(f"{directory} is intact ({num_segments:,} segment files).")
+
+
+@app.command()
+def merge(
+    inputs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Pools of the same tokenizer.")],
+    *,
+    output: Output,
+) -> None:
+    """Merge pools into a new one; where they disagree on a group assignment, the later pool counts."""
+    from vllm_dare.pool.merge import merge_pools
+    from vllm_dare.pool.summary import summarize
+
+    with _progress() as progress_of:
+        summary = summarize(merge_pools(inputs, output, progress=progress_of("tokens sorted")))
+    typer.echo(f"Merged {len(inputs)} pools into {output}: {_contents(summary)}.")
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressOf]:
+    """Bars on stderr, each added when first needed; nothing where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def progress_of(description: str) -> Callable[[int, int | None], None]:
+            task = progress.add_task(description, total=None, start=False, visible=False)
+
+            def update(done: int, total: int | None) -> None:
+                progress.start_task(task)
+                progress.update(task, completed=done, total=total, visible=True)
+
+            return update
+
+        yield progress_of
+
+
+def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> None:
+    from vllm_dare.pool.summary import summarize
+
+    typer.echo(f"Built {output}: {_contents(summarize(report.manifest))}.")
+    if report.num_duplicates:
+        typer.echo(f"{report.num_duplicates:,} documents gave way to a later one with the same id.")
+    if report.num_empty:
+        typer.echo(f"{report.num_empty:,} documents without any text were left out.")
+    if bad_rows.num_skipped:
+        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+
+
+def _contents(summary: "PoolSummary") -> str:
+    return (
+        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {summary.num_groups:,} groups, "
+        f"{summary.num_bytes / 1e6:,.1f} MB"
+    )
+
+
+def _print_info(directory: Path, summary: "PoolSummary") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(str(directory)), show_header=False)
+    tokenizer = summary.tokenizer
+    for name, value in (
+        ("tokenizer", f"{tokenizer.name} ({tokenizer.fingerprint}, {tokenizer.vocab_size:,} tokens)"),
+        ("built", summary.created_at),
+        ("provenance", ", ".join(summary.provenance)),
+        ("documents", f"{summary.num_documents:,}"),
+        ("tokens", f"{summary.num_tokens:,}"),
+        ("groups", f"{summary.num_groups:,}"),
+        ("segments", f"{summary.num_segments:,}"),
+        ("size", f"{summary.num_bytes / 1e6:,.1f} MB"),
+        ("global segment", "yes" if summary.has_global_segment else "no"),
+        ("group assignments", "yes" if summary.has_assignments else "no"),
+    ):
+        table.add_row(name, escape(value))
+    console = Console()
+    console.print(table)
+    if summary.biggest_groups:
+        groups = Table("biggest groups", "documents", "tokens")
+        for group in summary.biggest_groups:
+            groups.add_row(escape(group.name), f"{group.num_documents:,}", f"{group.num_tokens:,}")
+        console.print(groups)
