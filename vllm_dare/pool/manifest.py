@@ -72,18 +72,27 @@ def is_pool(directory: Path) -> bool:
     return (directory / MANIFEST_NAME).is_file()
 
 
+def check_is_pool(directory: Path) -> None:
+    """Refuse a directory without a manifest.
+
+    Raises:
+        PoolError: ``directory`` is not a pool.
+    """
+    if not is_pool(directory):
+        raise PoolError(
+            f"{directory} is not a pool directory (it has no {MANIFEST_NAME}); "
+            "build one with `vllm-dare pool build`."
+        )
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a pool.
 
     Raises:
         PoolError: ``directory`` is not a pool, or its manifest is unreadable, damaged or of a newer format.
     """
+    check_is_pool(directory)
     path = directory / MANIFEST_NAME
-    if not is_pool(directory):
-        raise PoolError(
-            f"{directory} is not a pool directory (it has no {MANIFEST_NAME}); "
-            "build one with `vllm-dare pool build`."
-        )
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -9,7 +9,8 @@ from typing import Self
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
-from vllm_dare.pool.manifest import Manifest, read_manifest
+from vllm_dare.pool.lock import ReadLock
+from vllm_dare.pool.manifest import Manifest, check_is_pool, read_manifest
 from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
@@ -24,14 +25,17 @@ Progress = Callable[[int, int], None]
 class RetrievalPool:
     """The segments of each group, mapped when they are first asked for.
 
+    While it is open, replacing the pool leaves its files in place, so that it stays what it was.
+
     Attributes:
         directory: the pool directory.
         manifest: what it holds.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, lock: ReadLock) -> None:
         self.directory = directory
         self.manifest = manifest
+        self._lock = lock
         self._groups: dict[str, tuple[Segment, ...]] = {}  # the most recently used, oldest first
         self._global: tuple[Segment, ...] | None = None
 
@@ -43,7 +47,9 @@ class RetrievalPool:
             PoolError: ``directory`` is not a pool, or its manifest is damaged or of a newer format.
         """
         path = Path(directory).expanduser()
-        return cls(path, read_manifest(path))
+        check_is_pool(path)
+        lock = ReadLock(path)  # before the manifest is read: its files stay from then on
+        return cls(path, read_manifest(path), lock)
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -155,7 +161,8 @@ class RetrievalPool:
         self._for_each_segment(Segment.verify, progress)
 
     def close(self) -> None:
-        """Forget every segment; each is unmapped once nobody else holds it."""
+        """Forget every segment; each is unmapped once nobody else holds it, and a builder may remove it."""
+        self._lock.release()
         self._groups.clear()
         self._global = None
         self.__dict__.pop("assignments", None)

@@ -13,6 +13,7 @@ import numpy as np
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
 from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.lock import is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -123,13 +124,15 @@ def _replacing_content(output: Path) -> Iterator[None]:
     """Add files to a pool, whose manifest the block replaces last; then remove what no longer belongs to it.
 
     The content of the directory cannot be exchanged as a whole, but every file is named after its content, so
-    that the old and the new ones can lie side by side until the manifest says which count.
+    that the old and the new ones can lie side by side until the manifest says which count. A reader of the
+    old pool goes on reading its files; they are then removed when the pool is next replaced.
     """
     (output / SEGMENTS_DIRECTORY).mkdir(exist_ok=True)
     try:
         yield
     finally:
-        _remove_unreferenced(output)
+        if not is_read(output):
+            _remove_unreferenced(output)
 
 
 def _remove_unreferenced(output: Path) -> None:
