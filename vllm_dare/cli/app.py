@@ -8,11 +8,7 @@ import typer
 from vllm_dare import __version__
 from vllm_dare.cli.doctor import doctor
 from vllm_dare.cli.generate import generate
-
-try:
-    from vllm_dare.cli.pool import app as pool_app
-except ImportError:
-    pool_app = typer.Typer()
+from vllm_dare.cli.pool import app as pool_app
 from vllm_dare.errors import DareError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
