@@ -52,7 +52,7 @@ class RequestOptions:
             key = next(key for key in _RULE_KEYS if key in given)
             raise RequestError(
                 key,
-                f"This engine does not let requests set {key}: leave it out (its operator forbids overrides).",
+                f"The operator of this engine does not let requests set {key}: leave it out.",
             )
         return cls(
             group=_name("dare_group", given.get("dare_group")),

@@ -84,7 +84,7 @@ class Patch:
 
     def _moved(self, what: str) -> str:
         return (
-            f"This vLLM's {self.module}.{self.qualname} is not what '{self.name}' of vllm-dare needs ({what}): "
+            f"This vLLM's {self.module}.{self.qualname} is not what '{self.name}' needs ({what}): "
             "install vllm >=0.32,<0.34 or a newer vllm-dare."
         )
 

@@ -39,7 +39,7 @@ def segment_row(segment: Segment) -> npt.NDArray[np.int64]:
     return row
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _as_pointer(typing_context: Any, address: Any) -> Any:
     """An integer address as a pointer, for `carray`."""
 

@@ -1,0 +1,30 @@
+import pytest
+
+from vllm_dare.config import DareConfig
+from vllm_dare.errors import ConfigError
+
+
+def test_defaults_are_strict_and_without_a_pool() -> None:
+    config = DareConfig.from_additional_config({})
+    assert config.pool is None
+    assert config.verification.mode == "strict"
+    assert config == DareConfig.from_additional_config(None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pol": "x"}, r"Unknown setting dare\.pol; known settings are pool, "),
+        ({"verification": {"topk": 2}}, r"Unknown setting dare\.verification\.topk; .*top_k"),
+        ({"verification": {"mode": "lax"}}, r"Bad value 'lax' for the setting dare\.verification\.mode"),
+        ({"verification": {"top_k": 0}}, r"dare\.verification\.top_k"),
+        ({"verification": {"min_prob": 1.0}}, r"dare\.verification\.min_prob"),
+        ({"verification": {"min_ratio": 1.5}}, r"dare\.verification\.min_ratio"),
+        ({"pool": 3}, r"dare\.pool"),
+        ("pool/", r"must be a dictionary"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        DareConfig.from_additional_config({"dare": settings})
+    assert "\n" not in str(caught.value)
