@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def read_rows(path: Path, columns: Collection[str], bad_rows: BadRows) -> Iterat
 
 
 def _json_rows(path: Path, bad_rows: BadRows) -> Iterator[Row]:
-    for number, line in enumerate(_open(path), start=1):
-        source = f"{path}:{number}"
+    for source, line in _lines(path):
         try:
             row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
         except UnicodeDecodeError:
@@ -82,19 +81,18 @@ def _json_rows(path: Path, bad_rows: BadRows) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, bad_rows: BadRows) -> Iterator[Row]:
-    lines = (line.decode("utf-8-sig", "replace") for line in _open(path))
+    lines = (line.decode("utf-8-sig") for _, line in _lines(path))
     reader = csv.DictReader(lines, restkey="", strict=True)
     try:
         for row in reader:
             source = f"{path}:{reader.line_num}"
             if "" in row or None in row.values():
-                bad_rows.report(
-                    f"{source} has another number of columns than the first line; correct the line."
-                )
+                bad_rows.report(f"{source} has more or fewer columns than the first line; correct it.")
             else:
                 yield source, row
-    except csv.Error as error:
-        raise PoolError(f"{path}:{reader.line_num} is not valid CSV ({error}); correct the line.") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        place = f"{path}:{reader.line_num + 1}"
+        raise PoolError(f"{place} is not valid CSV in UTF-8 ({error}); correct the line.") from None
 
 
 def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
@@ -116,5 +114,8 @@ def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
         ) from None
 
 
-def _open(path: Path) -> Iterable[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each line, with its place."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield f"{path}:{number}", line

@@ -1,0 +1,94 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.build import BuildReport
+from vllm_dare.pool.merge import merge_pools
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import Segment
+
+MakePool = Callable[..., tuple[Path, BuildReport]]
+
+
+def texts(segments: tuple[Segment, ...]) -> list[list[int]]:
+    return [document.tolist() for segment in segments for document in segment.documents()]
+
+
+def test_a_merged_pool_holds_the_documents_of_all(make_pool: MakePool, tmp_path: Path) -> None:
+    first, _ = make_pool("first", [("u1", "a", "users/1"), ("x", "b", None)])
+    second, _ = make_pool("second", [("u1", "c", "users/1"), ("i1", "war", "items/1")])
+    merge_pools([first, second], tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        pool.verify()
+        assert texts(pool.group_segments("users/1")) == [[1], [3]]
+        assert texts(pool.group_segments("items/1")) == [[8]]
+        assert texts(pool.global_segments()) == [[1], [2], [3], [8]]
+        assert len(pool.group_segments("users/1")) == len(pool.global_segments()) == 1
+
+
+def test_the_later_pool_decides_who_belongs_where(make_pool: MakePool, tmp_path: Path) -> None:
+    first, _ = make_pool("first", [("u1", "a", "users/1"), ("u2", "a", "users/1")])
+    second, _ = make_pool("second", [("u1", "a", "users/2")])
+    merge_pools([first, second], tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        assert pool.group_of("user", "u1") == "users/2"
+        assert pool.group_of("user", "u2") == "users/1"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        ("strict", "strict", "strict"),
+        ("strict", "relaxed", "relaxed"),
+        ("external", "relaxed", "relaxed"),
+        ("strict", "external", "external"),
+    ],
+)
+def test_provenance_is_the_least_trusted_one(
+    make_pool: MakePool, tmp_path: Path, first: str, second: str, merged: str
+) -> None:
+    inputs = [make_pool(str(i), [("u", "a", None)], provenance=p)[0] for i, p in enumerate((first, second))]
+    merge_pools(inputs, tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        assert pool.global_segments()[0].header.provenance == merged
+
+
+@pytest.mark.parametrize(("models", "merged"), [(("m", "m"), "m"), (("m", "n"), None), (("m", None), None)])
+def test_a_model_that_all_agree_on_is_kept(
+    make_pool: MakePool, tmp_path: Path, models: tuple[str | None, ...], merged: str | None
+) -> None:
+    inputs = [make_pool(str(i), [("u", "a", None)], model=model)[0] for i, model in enumerate(models)]
+    merge_pools(inputs, tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        assert pool.global_segments()[0].header.model == merged
+
+
+def test_a_pool_without_global_segment_brings_its_groups_into_the_global_one(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    first, _ = make_pool("first", [("u1", "a", "users/1"), ("u2", "b", "users/2")], global_segment=False)
+    second, _ = make_pool("second", [("u3", "c", None)])
+    merge_pools([first, second], tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        assert texts(pool.global_segments()) == [[1], [2], [3]]
+    merge_pools([first, first], tmp_path / "none")
+    with RetrievalPool.open(tmp_path / "none") as pool:
+        assert pool.global_segments() == ()
+
+
+def test_pools_of_two_tokenizers_are_refused_by_name(
+    make_pool: MakePool, tmp_path: Path, other_tokenizer: str
+) -> None:
+    first, _ = make_pool("first", [("u", "a", None)])
+    second, _ = make_pool("second", [("u", "a", None)], tokenizer=other_tokenizer)
+    with pytest.raises(PoolError, match=r"tokenizer words, .*tokenizer others, .*rebuild one"):
+        merge_pools([first, second], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_an_existing_output_is_refused(make_pool: MakePool) -> None:
+    first, _ = make_pool("first", [("u", "a", None)])
+    with pytest.raises(PoolError, match=r"exists already"):
+        merge_pools([first], first)

@@ -1,0 +1,134 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from vllm_dare.cli.pool import app
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.pool import RetrievalPool
+
+Write = Callable[..., Path]
+ROWS = [
+    {"id": 1, "text": "a likes films .", "group": "users/1"},
+    {"id": 2, "text": "b likes war .", "group": "users/2"},
+    {"id": 3, "text": "c"},
+]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pool(tmp_path: Path, write_jsonl: Write, tokenizer: str) -> Path:
+    output = tmp_path / "pool"
+    result = run("build", write_jsonl("d.jsonl", ROWS), "--tokenizer", tokenizer, "--output", output)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def test_build_says_what_it_built(tmp_path: Path, write_jsonl: Write, tokenizer: str) -> None:
+    rows = [*ROWS, {"id": 3, "text": "b"}, {"id": 4, "text": ""}, {"id": 5}, {"text": "a"}]
+    documents = write_jsonl("d.jsonl", rows)
+    assignments = tmp_path / "a.csv"
+    assignments.write_text("user,group\n9,users/1\n")
+    output = tmp_path / "pool"
+    options = ["--assignments", assignments, "--provenance", "relaxed", "--model", "m", "--skip-bad"]
+    result = run("build", documents, "--tokenizer", tokenizer, "--output", output, *options)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"Built {output}: 3 documents, 9 tokens, 2 groups, ")
+    assert lines[1] == "1 documents gave way to a later one with the same id."
+    assert lines[2] == "1 documents without any text were left out."
+    assert lines[3].startswith(
+        f"2 rows were skipped; the first: {documents}:6 has neither text nor token_ids"
+    )
+    with RetrievalPool.open(output) as built:
+        assert built.group_of("user", 9) == "users/1"
+        assert built.global_segments()[0].header.model == "m"
+
+
+def test_build_refuses_to_overwrite_unless_told(
+    pool: Path, write_jsonl: Write, tokenizer: str, tmp_path: Path
+) -> None:
+    arguments = ["build", tmp_path / "d.jsonl", "--tokenizer", tokenizer, "--output", pool]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, PoolError)
+    assert run(*arguments, "--overwrite").exit_code == 0
+
+
+def test_build_without_global_segment(tmp_path: Path, write_jsonl: Write, tokenizer: str) -> None:
+    output = tmp_path / "pool"
+    documents = write_jsonl("d.jsonl", ROWS[:2])
+    assert run("build", documents, "--tokenizer", tokenizer, "--output", output, "--no-global").exit_code == 0
+    with RetrievalPool.open(output) as built:
+        assert built.global_segments() == ()
+
+
+def test_info_as_a_table_and_as_json(pool: Path) -> None:
+    table = run("info", pool).stdout
+    for expected in ("words", "external", "users/1", "documents", "biggest groups"):
+        assert expected in table
+    figures = json.loads(run("info", pool, "--json").stdout)
+    assert figures["tokenizer"]["name"] == "words"
+    assert (figures["num_documents"], figures["num_tokens"], figures["num_groups"]) == (3, 9, 2)
+    assert figures["provenance"] == ["external"]
+    assert figures["biggest_groups"][0] == {"name": "users/1", "num_documents": 1, "num_tokens": 4}
+
+
+def test_info_escapes_markup_in_group_names(tmp_path: Path, write_jsonl: Write, tokenizer: str) -> None:
+    documents = write_jsonl("d.jsonl", [{"id": 1, "text": "a", "group": "[/bold]"}])
+    run("build", documents, "--tokenizer", tokenizer, "--output", tmp_path / "pool")
+    assert "[/bold]" in run("info", tmp_path / "pool").stdout
+
+
+def test_verify_passes_an_intact_pool_and_refuses_a_damaged_one(pool: Path) -> None:
+    assert f"{pool} is intact (3 segment files)." in run("verify", pool).stdout
+    path = next((pool / "segments").iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    result = run("verify", pool)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, PoolError)
+
+
+def test_merge(pool: Path, tmp_path: Path) -> None:
+    result = run("merge", pool, pool, "--output", tmp_path / "both")
+    assert f"Merged 2 pools into {tmp_path / 'both'}: 6 documents, 18 tokens, 2 groups" in result.stdout
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "vllm_dare.cli.app", "pool", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_an_error_is_one_sentence_on_stderr(tmp_path: Path) -> None:
+    with start("info", tmp_path) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stdout == b""
+    assert stderr.decode().startswith(f"Error: {tmp_path} is not a pool directory")
+    assert stderr.count(b"\n") == 1
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, tokenizer: str) -> None:
+    documents = tmp_path / "d.jsonl"
+    os.mkfifo(documents)  # the build waits for documents until it is interrupted
+    (tmp_path / "out").mkdir()
+    with (
+        start("build", documents, "--tokenizer", tokenizer, "--output", tmp_path / "out" / "pool") as process,
+        documents.open("wb") as pipe,
+    ):
+        pipe.write(b'{"id": 1, "text": "a"}\n')
+        pipe.flush()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert not list((tmp_path / "out").iterdir())
