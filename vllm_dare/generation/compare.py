@@ -46,7 +46,7 @@ def run_baseline(rows: Iterable[PromptRow], engine: EngineSettings, sampling: Sa
     """Generate ``rows`` with plain vLLM in a process of its own, with the same settings.
 
     Raises:
-        DareError: the run failed; its own messages are on stderr.
+        DareError: the run failed; its messages are shown on stderr.
     """
     with tempfile.TemporaryDirectory(prefix="vllm-dare-baseline-") as folder:
         prompts, output, figures = (
@@ -56,9 +56,16 @@ def run_baseline(rows: Iterable[PromptRow], engine: EngineSettings, sampling: Sa
         command = [sys.executable, "-m", "vllm_dare.cli.app", "generate", "--no-drafts", "--token-ids"]
         command += ["--prompts", str(prompts), "--output", str(output), "--json", str(figures)]
         command += _options(engine, sampling)
-        code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-        if code not in (0, _SOME_ROWS_FAILED):
-            raise DareError("The baseline run failed (its message is above); leave out --compare-baseline.")
+        # in a file rather than a pipe, which engine processes that linger would keep open
+        with (Path(folder) / "log").open("w+", encoding="utf-8", errors="replace") as log:
+            code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+            if code not in (0, _SOME_ROWS_FAILED):
+                log.seek(0)
+                sys.stderr.write(log.read())
+                raise DareError(
+                    "The baseline run failed (its messages are above); mend it, or leave out "
+                    "--compare-baseline."
+                )
         return Baseline(json.loads(figures.read_text(encoding="utf-8"))["figures"], read_rows(output))
 
 

@@ -145,7 +145,10 @@ def _fill(job: Job, file: OutputFile, total: int, console: Console) -> Outcome:
         return Outcome("complete", total, earlier, file.failed)
     todo = (row for row in job.rows() if row.id not in file.done)
     sample = list(islice(todo, job.compare_rows))
-    baseline = run_baseline(sample, job.engine, job.sampling) if sample else None
+    baseline = None
+    if sample:
+        with console.status(f"Generating {len(sample)} rows with plain vLLM, to compare"):
+            baseline = run_baseline(sample, job.engine, job.sampling)
     with console.status("Starting vLLM"):
         llm = start_engine(job.engine)
     try:

@@ -71,4 +71,4 @@ def test_failed_rows_of_a_complete_output_are_not_forgotten(tmp_path: Path) -> N
     (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
     result = _generate(tmp_path)
     assert result.returncode == 2
-    assert "1 rows failed" in result.stderr
+    assert "1 of 1 rows failed" in result.stderr
