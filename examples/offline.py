@@ -20,7 +20,9 @@ PROMPTS = ROOT / "examples/demo/prompts.jsonl"
 def main() -> None:
     llm = LLM(
         str(MODEL),
-        enforce_eager=True,  # a quick start for an example; leave it out in production
+        # A quick start and a small cache for an example; leave both out in production.
+        enforce_eager=True,
+        kv_cache_memory_bytes=2**30,
         speculative_config={
             "method": "custom_class",
             "model": "vllm_dare.DareProposer",

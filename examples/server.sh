@@ -8,6 +8,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 exec vllm serve examples/demo/model \
     --served-model-name demo \
     --host 127.0.0.1 --port "${PORT:-8000}" \
-    --enforce-eager \
+    --enforce-eager --kv-cache-memory-bytes 1G \
     --speculative-config '{"method": "custom_class", "model": "vllm_dare.DareProposer", "num_speculative_tokens": 16}' \
     --additional-config '{"dare": {"pool": "out/demo/pool"}}'
