@@ -164,6 +164,42 @@ def _expand_on_cpu(original: Any) -> Any:
     return expand_batch_to_tokens
 
 
+def _rewind_generators(original: Any) -> Any:
+    def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.device.type != "cpu":
+            return original(self, *args, **kwargs)
+        states = [(generator, generator.get_state()) for generator in _partial_prefills(self).values()]
+        output = original(self, *args, **kwargs)
+        for generator, state in states:
+            generator.set_state(state)
+        return output
+
+    return sample
+
+
+def _hide_generators(original: Any) -> Any:
+    def bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.device.type != "cpu":
+            return original(self, *args, **kwargs)
+        generators = self.input_batch.generators
+        hidden = _partial_prefills(self)
+        for row in hidden:
+            del generators[row]
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            generators.update(hidden)
+
+    return bookkeeping_sync
+
+
+def _partial_prefills(runner: Any) -> dict[int, Any]:
+    """The generators of the rows whose prompt is not done: what they sample is thrown away."""
+    discarded = runner.discard_request_mask.np
+    generators = runner.input_batch.generators
+    return {row: generator for row, generator in generators.items() if discarded[row]}
+
+
 CONFIGURATION_CHECK = Patch(
     name="configuration check",
     module="vllm.engine.arg_utils",
@@ -221,7 +257,36 @@ CPU_EXPANSION = Patch(
     until="_expand_kernel_impl in vllm/utils/cpu_triton_utils.py copies its result back (not in 0.33).",
     wrap=_expand_on_cpu,
 )
-_WORKER_PATCHES = (RUNNER_BINDING, CPU_RUNNER_BINDING, RELAXED_ACCEPTANCE, CPU_EXPANSION)
+CPU_SEED_REWIND = Patch(
+    name="seeds in chunked prefill on CPU, sampling",
+    module="vllm.v1.worker.gpu_model_runner",
+    qualname="GPUModelRunner._sample",
+    parameters=("self",),
+    why=(
+        "A seeded request whose prompt takes several steps kills the engine on CPU: vLLM takes back the "
+        "random numbers of the unfinished prompt with set_offset, which CPU generators do not have. They are "
+        "taken back through the generator's state instead."
+    ),
+    until="GPUModelRunner._bookkeeping_sync rewinds CPU generators itself (not in 0.33).",
+    wrap=_rewind_generators,
+)
+CPU_SEED_BOOKKEEPING = Patch(
+    name="seeds in chunked prefill on CPU, bookkeeping",
+    module="vllm.v1.worker.gpu_model_runner",
+    qualname="GPUModelRunner._bookkeeping_sync",
+    parameters=("self",),
+    why="As above: keeps the failing set_offset from being called.",
+    until="As above.",
+    wrap=_hide_generators,
+)
+_WORKER_PATCHES = (
+    RUNNER_BINDING,
+    CPU_RUNNER_BINDING,
+    RELAXED_ACCEPTANCE,
+    CPU_EXPANSION,
+    CPU_SEED_REWIND,
+    CPU_SEED_BOOKKEEPING,
+)
 
 
 def ledger() -> tuple[Patch, ...]:

@@ -59,6 +59,9 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         sampling_metadata: SamplingMetadata,
     ) -> SamplerOutput:
         """See `RejectionSampler.forward`; arguments and result are the same."""
+        if metadata.draft_token_ids.numel() == 0:
+            # vLLM comes here without a single draft too, and then its top-k fails on an empty tensor.
+            return self.sampler(logits[metadata.bonus_logits_indices], sampling_metadata)
         rules = self.rules_of_batch()
         # Dummy batches of vLLM's warm-up belong to no request.
         if len(rules) != len(metadata.num_draft_tokens) or not any(rule.relaxes for rule in rules):

@@ -5,14 +5,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_dare.engine import plugin  # noqa: E402
-from vllm_dare.errors import ConfigError  # noqa: E402
+from vllm_dare.engine import plugin
+from vllm_dare.errors import ConfigError
 
 
 def run_python(code: str) -> str:

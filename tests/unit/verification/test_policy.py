@@ -72,7 +72,9 @@ def test_rule_on_processed_logits_of_sampled_requests(
     p = None if top_p is None else torch.full((64,), top_p)
     processed = ops.apply_top_k_top_p(logits.clone(), k, p)
     draft = torch.where(
-        torch.arange(64) % 2 == 0, processed.topk(2).indices[:, 1], torch.randint(50, (64,), generator=generator)
+        torch.arange(64) % 2 == 0,
+        processed.topk(2).indices[:, 1],
+        torch.randint(50, (64,), generator=generator),
     )
     rows = [
         ([float(x) for x in processed[i].double()], int(draft[i]), 2, 0.1003, 0.0, [3]) for i in range(64)
@@ -95,9 +97,7 @@ def test_laser_rule() -> None:
     draft[::2] = np.argsort(-logits[::2], axis=1)[:, 1]
     prob = np.exp(logits.astype(np.float64))
     prob /= prob.sum(axis=1, keepdims=True)
-    paper = [
-        x in np.argsort(-row)[:2] and p[x] > 0.1 for row, p, x in zip(logits, prob, draft, strict=True)
-    ]
+    paper = [x in np.argsort(-row)[:2] and p[x] > 0.1 for row, p, x in zip(logits, prob, draft, strict=True)]
     rows = [(logits[i].tolist(), int(draft[i]), 2, 0.1, 0.0, []) for i in range(400)]
     assert accept(rows) == paper
     assert any(paper)
