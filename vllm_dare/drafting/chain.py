@@ -34,11 +34,11 @@ LADDER = np.array([32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1], dtype=np.int64)
 MAX_MATCH = 32
 # A range of more places than this is read at this many evenly spaced ones. The range is sorted by
 # continuation, so they are a stratified sample: frequent continuations are met in proportion.
-SAMPLES = 32
+SAMPLES = 64
 # How strongly variety of continuations takes trust from a context (1 is Witten-Bell's own).
-DISCOUNT = 3.0
+DISCOUNT = 5.0
 # One occurrence in the request's own text counts as much as this many in the pool.
-OWN_WEIGHT = 64.0
+OWN_WEIGHT = 32.0
 # At most this many different continuations are told apart at one position.
 MAX_CANDIDATES = 128
 

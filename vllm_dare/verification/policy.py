@@ -33,23 +33,33 @@ def relaxed_acceptance(
     Returns:
         bool[tokens].
     """
-    draft = draft_token_ids.long().clamp(min=0).unsqueeze(1)
-    best_logit, best = logits.max(dim=1, keepdim=True)
-    logit = logits.gather(1, draft)
-    prob = (logit - logits.logsumexp(dim=1, keepdim=True)).exp()
+    draft = draft_token_ids.long().clamp(min=0)
+    best_logit, best = logits.max(dim=1)
+    logit = logits.gather(1, draft.unsqueeze(1)).squeeze(1)
+    prob = (logit - logits.logsumexp(dim=1)).exp()
     ratio = (logit - best_logit).exp()
-    index = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0)
-    rank = 1 + ((logits > logit) | ((logits == logit) & (index < draft))).sum(dim=1, keepdim=True)
-    touches_stop = ((stop_token_ids == draft) | (stop_token_ids == best)).any(dim=1, keepdim=True)
+    touches_stop = (stop_token_ids == draft.unsqueeze(1)) | (stop_token_ids == best.unsqueeze(1))
     kept = (
-        (top_k.unsqueeze(1) >= 2)
-        & (rank <= top_k.unsqueeze(1))
-        & (prob > min_prob.unsqueeze(1))
-        & (ratio >= min_ratio.unsqueeze(1))
+        (top_k >= 2)
+        & (draft_token_ids >= 0)
         & torch.isfinite(logit)
-        & ~touches_stop
-    ).squeeze(1)
-    return kept & (draft_token_ids >= 0)
+        & (prob > min_prob)
+        & (ratio >= min_ratio)
+        & ~touches_stop.any(dim=1)
+    )
+    # Ranks cost two more passes over the vocabulary, so they are counted only where they decide.
+    rows = (kept & (draft != best)).nonzero().squeeze(1)
+    if rows.numel():
+        kept[rows] = _rank(logits[rows], draft[rows]) <= top_k[rows]
+    return kept
+
+
+def _rank(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The rank of one token a row, 1 for the most probable; of equals the smaller id ranks first."""
+    token = tokens.unsqueeze(1)
+    logit = logits.gather(1, token)
+    before = torch.arange(logits.shape[1], device=logits.device) < token
+    return 1 + (logits > logit).sum(dim=1) + ((logits == logit) & before).sum(dim=1)
 
 
 def force_tokens(logits: torch.Tensor, kept: torch.Tensor, draft_token_ids: torch.Tensor) -> None:
