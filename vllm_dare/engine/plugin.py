@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
 
 logger = logging.getLogger("vllm.vllm_dare")
@@ -300,6 +301,7 @@ def register() -> None:
     Only the front end builds engine configurations, and it has loaded vLLM's argument module by the time
     it loads plugins; the other processes need nothing from us until a proposer is built.
     """
+    end_with_run()
     if CONFIGURATION_CHECK.module not in sys.modules:
         return
     try:

@@ -109,6 +109,7 @@ def _options(engine: EngineSettings, sampling: SamplingSettings) -> list[str]:
         "--temperature": sampling.temperature,
         "--top-p": sampling.top_p,
         "--top-k": sampling.top_k,
-        "--seed": sampling.seed,
+        # No seed: with drafts the same seed meets other random numbers, so texts would differ all the same,
+        # and vLLM's CPU engine without our patches dies of a seeded prompt that is prefilled in chunks.
     }
     return [text for name, value in named.items() if value is not None for text in (name, str(value))]

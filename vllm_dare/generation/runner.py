@@ -111,12 +111,19 @@ def _output_row(row: PromptRow, output: Any) -> dict[str, Any]:
     completion = output.outputs[0]
     return {
         "id": row.id,
+        **_group(row),
         "text": completion.text,
         "prompt_tokens": len(output.prompt_token_ids or ()),
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "token_ids": list(completion.token_ids),
     }
+
+
+def _group(row: PromptRow) -> dict[str, Any]:
+    """The row's group goes along, so that the output can be indexed as pool documents as it is."""
+    group = row.metadata.get("dare_group")
+    return {} if group is None else {"group": group}
 
 
 def _max_tokens(row: PromptRow, default: int) -> int:
