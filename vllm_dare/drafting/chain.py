@@ -16,6 +16,7 @@ from numba import njit
 
 from vllm_dare.drafting.own_text import MAX_PLACES, SLOTS, WINDOW, index_own_text, match_own_text
 from vllm_dare.pool.kernels import (
+    NUM_COLUMNS,
     NUM_SUFFIXES,
     NUM_TOKENS,
     SUFFIXES,
@@ -130,7 +131,7 @@ def workspace_size(num_sources: int, limit: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _open_contexts(table, sources, context, known, ranges):  # type: ignore[no-untyped-def]
+def _open_contexts(table, context, known, ranges):  # type: ignore[no-untyped-def]
     """Find where the ladder's suffixes of context[:known] occur; returns the number of contexts.
 
     If a context occurs in a segment, so does every shorter one: the longest is found by bisection.
@@ -142,16 +143,16 @@ def _open_contexts(table, sources, context, known, ranges):  # type: ignore[no-u
         if length <= known:
             starts[num_starts] = known - length
             num_starts += 1
-    for s in range(sources.size):
+    for s in range(table.shape[0]):
         for i in range(starts.size):
             depths[s, i] = 0
-        if sources[s] < 0:
+        if table[s, NUM_TOKENS] == 0:
             continue
         left, right = 0, num_starts
         while left < right:
             middle = (left + right) >> 1
             length = known - starts[middle]
-            lo, hi = find(table[sources[s]], context, starts[middle], length)
+            lo, hi = find(table[s], context, starts[middle], length)
             lows[s, middle], highs[s, middle], depths[s, middle] = lo, hi, length
             if hi > lo:
                 right = middle
@@ -181,7 +182,7 @@ def _advance(row, context, start, length, ranges, source, index):  # type: ignor
 
 @njit(cache=True, nogil=True)
 def _count_context(  # type: ignore[no-untyped-def]
-    table, sources, weights, text, context, end, ranges, index, own, num_places, tally, number
+    table, weights, text, context, end, ranges, index, own, num_places, tally, number
 ):
     """Count what follows context[starts[index]:end] in all sources; returns (candidates, total counted)."""
     candidates, counts, _ = tally
@@ -191,10 +192,10 @@ def _count_context(  # type: ignore[no-untyped-def]
     start = ranges[0][index]
     length = end - start
     total = 0.0
-    for s in range(sources.size):
-        if sources[s] < 0:
+    for s in range(table.shape[0]):
+        row = table[s]
+        if row[NUM_TOKENS] == 0:
             continue
-        row = table[sources[s]]
         lo, hi = _advance(row, context, start, length, ranges, s, index)
         if hi > lo:
             number, counted = _count_range(row, lo, hi, length, weights[s], candidates, counts, number)
@@ -229,7 +230,7 @@ def _blend(tally, number, total, leftover):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _next_token(table, sources, weights, text, context, end, ranges, num_starts, own, num_places, tally):  # type: ignore[no-untyped-def]
+def _next_token(table, weights, text, context, end, ranges, num_starts, own, num_places, tally):  # type: ignore[no-untyped-def]
     """The likeliest token after context[:end] and its estimated probability; (SEPARATOR, 0) if unknown."""
     candidates, _, scores = tally
     number = 0
@@ -237,7 +238,7 @@ def _next_token(table, sources, weights, text, context, end, ranges, num_starts,
     for index in range(num_starts):
         before = number
         number, total = _count_context(
-            table, sources, weights, text, context, end, ranges, index, own, num_places, tally, number
+            table, weights, text, context, end, ranges, index, own, num_places, tally, number
         )
         for c in range(before, number):
             scores[c] = 0.0
@@ -256,14 +257,14 @@ def _next_token(table, sources, weights, text, context, end, ranges, num_starts,
 
 @njit(cache=True, nogil=True)
 def draft_chain(  # type: ignore[no-untyped-def]
-    workspace, table, sources, weights, text, size, limit, vocab_size, min_survival, draft, survival
+    workspace, table, weights, text, size, limit, vocab_size, min_survival, draft, survival
 ):
     """Draft the tokens that are likely to follow text[:size].
 
     Args:
         workspace: address of `workspace_size` int64 words that nothing else uses meanwhile.
-        table: int64[segments, NUM_COLUMNS], see `vllm_dare.pool.kernels.segment_row`.
-        sources: int64[sources], rows of `table`; negative ones are skipped.
+        table: int64[sources, NUM_COLUMNS], see `vllm_dare.pool.kernels.segment_row`; a row of zeros is no
+            source.
         weights: float64[sources], what one occurrence in a source counts.
         text: int32[...], the request's own text; size: its length in tokens, at least 1.
         limit: at most this many draft tokens.
@@ -276,7 +277,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
     Returns:
         The number of tokens drafted; 0 if nothing is known. A chain ends where documents end.
     """
-    ranges, own, tally, context = _workspace(workspace, sources.size, limit)
+    ranges, own, tally, context = _workspace(workspace, table.shape[0], limit)
     slots, previous, places, lengths = own
     known = min(size, MAX_MATCH)
     for i in range(known):
@@ -284,7 +285,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
     # Contexts are the suffixes that begin at `starts`, longest first. A range that is known for one is
     # narrowed when the chain has grown, and only when it is looked at.
     starts = ranges[0]
-    num_starts = _open_contexts(table, sources, context, known, ranges)
+    num_starts = _open_contexts(table, context, known, ranges)
     begin = max(0, size - WINDOW)
     index_own_text(text, begin, size, slots, previous)
     surviving = 1.0
@@ -294,7 +295,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
             text, begin, size, slots, previous, context, end, MAX_MATCH, places, lengths
         )
         token, probability = _next_token(
-            table, sources, weights, text, context, end, ranges, num_starts, own, num_places, tally
+            table, weights, text, context, end, ranges, num_starts, own, num_places, tally
         )
         surviving *= probability
         # A separator as the likeliest token means that documents end here.
@@ -311,8 +312,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def draft_batch(  # type: ignore[no-untyped-def]
     workspace,
-    table,
-    sources,
+    tables,
     weights,
     token_ids,
     rows,
@@ -328,23 +328,22 @@ def draft_batch(  # type: ignore[no-untyped-def]
 
     Args:
         workspace: int64[workspace_size(sources, longest limit)], scratch memory.
-        sources: int64[batch, sources] and weights: float64[batch, sources], as in `draft_chain`.
+        tables: int64[batch, sources, NUM_COLUMNS] and weights: float64[batch, sources], see `draft_chain`.
         token_ids: int32[rows, max_model_len], the requests' texts; rows: int64[batch], which of them;
             sizes: int64[batch], their lengths.
         limits: int64[batch]; 0 or less skips a request.
         drafts: int32[batch, K], survivals: float32[batch, K], lengths: int64[batch]: the results.
     """
-    table_size, columns = table.shape
-    bare_table = int64_array(table.ctypes.data, table.size).reshape((table_size, columns))
+    num_sources = weights.shape[1]
     for b in range(rows.size):
         lengths[b] = 0
         if limits[b] <= 0 or sizes[b] <= 0:
             continue
+        table = int64_array(tables[b].ctypes.data, num_sources * NUM_COLUMNS)
         lengths[b] = draft_chain(
             workspace.ctypes.data,
-            bare_table,
-            int64_array(sources[b].ctypes.data, sources.shape[1]),
-            float64_array(weights[b].ctypes.data, sources.shape[1]),
+            table.reshape((num_sources, NUM_COLUMNS)),
+            float64_array(weights[b].ctypes.data, num_sources),
             int32_array(token_ids[rows[b]].ctypes.data, sizes[b]),
             sizes[b],
             limits[b],

@@ -16,12 +16,32 @@ _GROUP_WEIGHT = 1.0
 _GLOBAL_WEIGHT = 1.0
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The segments that draft for one group: rows of the drafter's table and their weights."""
+# So many groups' sources are kept; a batch job goes through groups, and each keeps files mapped.
+_MAX_GROUPS = 4096
 
-    rows: tuple[int, ...]
-    weights: tuple[float, ...]
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The segments that draft for a request.
+
+    Attributes:
+        segments: kept here so that their mapped memory, which `table` has the addresses of, stays.
+        table: int64[segments, NUM_COLUMNS], as the kernels take them.
+        weights: float64[segments], what one occurrence in each counts.
+    """
+
+    segments: tuple[Segment, ...]
+    table: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, group: tuple[Segment, ...] = (), overall: tuple[Segment, ...] = ()) -> "Sources":
+        """The segments of a group and the global ones; without any, the own text alone drafts."""
+        segments = (*group, *overall)
+        table = np.zeros((len(segments), NUM_COLUMNS), dtype=np.int64)
+        for i, segment in enumerate(segments):
+            table[i] = segment_row(segment)
+        return cls(segments, table, np.array([_GROUP_WEIGHT] * len(group) + [_GLOBAL_WEIGHT] * len(overall)))
 
 
 class Drafter:
@@ -43,10 +63,7 @@ class Drafter:
         self.vocab_size = vocab_size
         self.min_survival = min_survival
         self._workspace = np.empty(0, dtype=np.int64)
-        self._table = np.empty((0, NUM_COLUMNS), dtype=np.int64)
-        self._row_of: dict[str, int] = {}
-        # The table holds addresses only; this keeps the mapped arrays behind them alive.
-        self._segments: list[Segment] = []
+        # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
 
     def sources(self, group: str | None) -> Sources:
@@ -55,26 +72,17 @@ class Drafter:
         Raises:
             PoolError: a segment file has gone or is damaged.
         """
-        if group not in self._sources:
-            if self.pool is None or (group is not None and group not in self.pool.groups):
-                group = None
-            self._sources.setdefault(group, self._open_sources(group))
-        return self._sources[group]
-
-    def _open_sources(self, group: str | None) -> Sources:
         if self.pool is None:
-            return Sources((), ())
-        of_group = self.pool.group_segments(group)
-        overall = self.pool.global_segments()
-        rows = tuple(self._row(segment) for segment in (*of_group, *overall))
-        return Sources(rows, (_GROUP_WEIGHT,) * len(of_group) + (_GLOBAL_WEIGHT,) * len(overall))
-
-    def _row(self, segment: Segment) -> int:
-        if segment.name not in self._row_of:
-            self._row_of[segment.name] = len(self._segments)
-            self._segments.append(segment)
-            self._table = np.vstack([self._table, segment_row(segment)])
-        return self._row_of[segment.name]
+            return Sources.of()
+        if group not in self.pool.groups:
+            group = None
+        sources = self._sources.pop(group, None)
+        if sources is None:
+            sources = Sources.of(self.pool.group_segments(group), self.pool.global_segments())
+            if len(self._sources) >= _MAX_GROUPS:
+                del self._sources[next(iter(self._sources))]
+        self._sources[group] = sources
+        return sources
 
     def draft(
         self,
@@ -96,14 +104,19 @@ class Drafter:
         Returns:
             drafts int32[batch, max_drafts], survival probabilities float32[batch, max_drafts] and chain
             lengths int64[batch]; what lies beyond a chain's length is undefined.
+
+        Raises:
+            TypeError: `token_ids` is not a C-contiguous int32 array, which the kernels could only misread.
         """
+        if token_ids.dtype != np.int32 or not token_ids.flags.c_contiguous:
+            raise TypeError(f"token_ids must be C-contiguous int32, not {token_ids.dtype}")
         batch = len(rows)
-        width = max((len(one.rows) for one in sources), default=0)
-        source_rows = np.full((batch, width), -1, dtype=np.int64)
+        width = max((len(one.segments) for one in sources), default=0)
+        tables = np.zeros((batch, width, NUM_COLUMNS), dtype=np.int64)
         weights = np.zeros((batch, width), dtype=np.float64)
         for i, one in enumerate(sources):
-            source_rows[i, : len(one.rows)] = one.rows
-            weights[i, : len(one.rows)] = one.weights
+            tables[i, : len(one.segments)] = one.table
+            weights[i, : len(one.segments)] = one.weights
         drafts = np.empty((batch, self.max_drafts), dtype=np.int32)
         survivals = np.empty((batch, self.max_drafts), dtype=np.float32)
         lengths = np.empty(batch, dtype=np.int64)
@@ -112,8 +125,7 @@ class Drafter:
             self._workspace = np.empty(words, dtype=np.int64)
         draft_batch(
             self._workspace,
-            self._table,
-            source_rows,
+            tables,
             weights,
             token_ids,
             rows,

@@ -154,7 +154,7 @@ class DareProposer:
             return self.drafter.sources(self._group(options))
         except Exception as error:  # a group's segment may have gone: the request is served without it
             self._count_error(error)
-            return Sources((), ())
+            return Sources.of()
 
     def _group(self, options: RequestOptions) -> str | None:
         pool = self.drafter.pool
