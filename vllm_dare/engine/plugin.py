@@ -146,7 +146,7 @@ def _relax(original: Any) -> Any:
     return rejection_sample
 
 
-def _expand_on_cpu(original: Any) -> Any:
+def _expand_on_cpu(_original: Any) -> Any:
     import torch
 
     def expand_batch_to_tokens(
@@ -156,8 +156,6 @@ def _expand_on_cpu(original: Any) -> Any:
         replace_from: int = 0,
         replace_to: int = 0,
     ) -> Any:
-        if x.device.type != "cpu":
-            return original(x, cu_num_tokens, num_tokens, replace_from, replace_to)
         counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
         replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
         return replaced.repeat_interleave(counts, output_size=num_tokens)
@@ -167,8 +165,6 @@ def _expand_on_cpu(original: Any) -> Any:
 
 def _rewind_generators(original: Any) -> Any:
     def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.device.type != "cpu":
-            return original(self, *args, **kwargs)
         states = [(generator, generator.get_state()) for generator in _partial_prefills(self).values()]
         output = original(self, *args, **kwargs)
         for generator, state in states:
@@ -180,8 +176,6 @@ def _rewind_generators(original: Any) -> Any:
 
 def _hide_generators(original: Any) -> Any:
     def bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.device.type != "cpu":
-            return original(self, *args, **kwargs)
         generators = self.input_batch.generators
         hidden = _partial_prefills(self)
         for row in hidden:
@@ -280,19 +274,18 @@ CPU_SEED_BOOKKEEPING = Patch(
     until="As above.",
     wrap=_hide_generators,
 )
-_WORKER_PATCHES = (
-    RUNNER_BINDING,
-    CPU_RUNNER_BINDING,
-    RELAXED_ACCEPTANCE,
-    CPU_EXPANSION,
-    CPU_SEED_REWIND,
-    CPU_SEED_BOOKKEEPING,
-)
+_CPU_PATCHES = (CPU_RUNNER_BINDING, CPU_EXPANSION, CPU_SEED_REWIND, CPU_SEED_BOOKKEEPING)
 
 
 def ledger() -> tuple[Patch, ...]:
-    """Every patch, in the order in which they are applied."""
-    return (CONFIGURATION_CHECK, REQUEST_CHECK, *_WORKER_PATCHES)
+    """Every patch that this platform gets, in the order in which they are applied."""
+    return (CONFIGURATION_CHECK, REQUEST_CHECK, *_worker_patches())
+
+
+def _worker_patches() -> tuple[Patch, ...]:
+    from vllm.platforms import current_platform
+
+    return (RUNNER_BINDING, RELAXED_ACCEPTANCE, *(_CPU_PATCHES if current_platform.is_cpu() else ()))
 
 
 def register() -> None:
@@ -321,5 +314,5 @@ def prepare_worker() -> None:
 
     if envs.VLLM_PLUGINS is not None and "vllm_dare" not in envs.VLLM_PLUGINS:
         raise ConfigError("VLLM_PLUGINS leaves out vllm_dare: add it to the list, or unset VLLM_PLUGINS.")
-    for patch in _WORKER_PATCHES:
+    for patch in _worker_patches():
         patch.apply()

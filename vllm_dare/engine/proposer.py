@@ -17,7 +17,7 @@ from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import RequestOptions
 from vllm_dare.verification.sampler import RelaxedRejectionSampler, RequestRule
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
 
 @dataclass(frozen=True)

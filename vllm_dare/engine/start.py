@@ -13,7 +13,7 @@ from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.tokenizer import vocabulary_fingerprint
 from vllm_dare.request import RequestOptions
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
 PROPOSER_PATHS = ("vllm_dare.DareProposer", "vllm_dare.engine.proposer.DareProposer")
 OLDEST, NEWEST = (0, 32), (0, 33)
