@@ -150,11 +150,13 @@ class DareProposer:
             return RequestOptions.parse(None, self.config)
 
     def _sources(self, options: RequestOptions) -> Sources:
-        try:
-            return self.drafter.sources(self._group(options))
-        except Exception as error:  # a group's segment may have gone: the request is served without it
-            self._count_error(error)
-            return Sources.of()
+        """The segments of a request's group and the global ones; where a file has gone, the latter alone."""
+        for find_group in (self._group, lambda _: None):
+            try:
+                return self.drafter.sources(find_group(options))
+            except Exception as error:
+                self._count_error(error)
+        return Sources.of()
 
     def _group(self, options: RequestOptions) -> str | None:
         pool = self.drafter.pool

@@ -1,0 +1,341 @@
+"""DareProposer on a runner that is not there: what it drafts, for whom, and what it survives."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+pytest.importorskip("vllm")
+
+from vllm_dare.engine import plugin
+from vllm_dare.engine.proposer import DareProposer
+from vllm_dare.pool.build import build_pool
+from vllm_dare.pool.documents import Document
+
+VOCAB = 64
+MAX_MODEL_LEN = 40
+MAX_DRAFTS = 6
+TEXTS = {
+    "users/a": [1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20],
+    "items/b": [1, 2, 3, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40],
+}
+PREFIX = [50, 51, 1, 2, 3]
+
+
+class Runner:
+    """The parts of vLLM's model runner that the proposer looks at."""
+
+    def __init__(self) -> None:
+        self.max_model_len = MAX_MODEL_LEN
+        self.rejection_sampler = SimpleNamespace()
+        self.requests: dict[str, Any] = {}
+        self.input_batch = SimpleNamespace(req_ids=[])
+        self.texts: dict[str, list[int]] = {}
+
+    def add(
+        self,
+        request_id: str,
+        text: list[int],
+        extra_args: dict[str, Any] | None = None,
+        output: int = 1,
+        max_tokens: int | None = 30,
+    ) -> None:
+        params = SimpleNamespace(extra_args=extra_args, max_tokens=max_tokens, all_stop_token_ids={9, 4})
+        self.requests[request_id] = SimpleNamespace(
+            sampling_params=params, output_token_ids=text[len(text) - output :]
+        )
+        self.texts[request_id] = text
+        if request_id not in self.input_batch.req_ids:
+            self.input_batch.req_ids.append(request_id)
+
+    def remove(self, request_id: str) -> None:
+        del self.requests[request_id]
+        self.input_batch.req_ids.remove(request_id)
+
+    def propose(self, drafter: DareProposer, waiting: tuple[str, ...] = ()) -> dict[str, list[int]]:
+        """One step for every request; those `waiting` have not done their prompt."""
+        ids = self.input_batch.req_ids
+        tokens = np.zeros((len(ids), MAX_MODEL_LEN), np.int32)
+        sizes = np.zeros(len(ids), np.int32)
+        for row, request_id in enumerate(ids):
+            text = self.texts[request_id]
+            tokens[row, : len(text)] = text
+            sizes[row] = len(text)
+        sampled = [[] if i in waiting else self.texts[i][-1:] for i in ids]
+        return dict(zip(ids, drafter.propose(sampled, sizes, tokens), strict=True))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = {f"w{number}": number for number in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.fixture
+def pool(tokenizer: str, tmp_path: Path) -> Path:
+    """Two groups that go on differently after the same beginning; user u1 and item i1 belong to them."""
+    documents = [
+        Document(id=name, token_ids=np.array(TEXTS[group], np.int32), group=group)
+        for name, group in (("u1", "users/a"), ("i1", "items/b"))
+    ]
+    build_pool(documents, tokenizer, tmp_path / "pool", global_segment=False)
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+@pytest.fixture
+def rank(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The tensor-parallel group, without the patches of a real worker."""
+    group = SimpleNamespace(rank_in_group=0)
+    monkeypatch.setattr("vllm.distributed.parallel_state.get_tp_group", lambda: group)
+    monkeypatch.setattr(plugin, "prepare_worker", lambda: None)
+    return group
+
+
+@pytest.fixture
+def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
+    def make(pool: Path | None, **settings: Any) -> DareProposer:
+        dare = settings if pool is None else {"pool": str(pool), **settings}
+        config = SimpleNamespace(
+            additional_config={"dare": dare},
+            speculative_config=SimpleNamespace(num_speculative_tokens=MAX_DRAFTS),
+            model_config=SimpleNamespace(get_vocab_size=lambda: VOCAB),
+        )
+        drafter = DareProposer(config)
+        drafter.load_model()
+        drafter.bind(runner)
+        return drafter
+
+    return make
+
+
+def below_vllm(record: logging.LogRecord) -> bool:
+    return record.name.startswith("vllm.")
+
+
+@pytest.fixture
+def errors_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], list[str]]]:
+    """The errors that vLLM's log shows; of our loggers, only those below "vllm" have a handler."""
+    vllm_logger = logging.getLogger("vllm")
+    monkeypatch.setattr(vllm_logger, "propagate", False)
+    vllm_logger.addHandler(caplog.handler)
+    caplog.handler.addFilter(below_vllm)
+    yield lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    caplog.handler.removeFilter(below_vllm)
+    vllm_logger.removeHandler(caplog.handler)
+
+
+def test_a_group_drafts_its_own_text(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    runner.add("a", PREFIX, {"dare_group": "users/a"})
+    runner.add("b", PREFIX, {"dare_group": "items/b"})
+    assert runner.propose(drafter) == {"a": [10, 11, 12, 13, 14, 15], "b": [30, 31, 32, 33, 34, 35]}
+    assert drafter.errors == 0
+
+
+def test_users_and_items_go_to_their_groups(make: Any, runner: Runner, pool: Path) -> None:
+    runner.add("user", PREFIX, {"dare_user": "u1"})
+    runner.add("item", PREFIX, {"dare_item": "i1"})
+    runner.add("user first", PREFIX, {"dare_user": "u1", "dare_item": "i1"})
+    runner.add("unknown user", PREFIX, {"dare_user": "u7", "dare_item": "i1"})
+    runner.add("group first", PREFIX, {"dare_group": "items/b", "dare_user": "u1"})
+    first = {request_id: drafts[0] for request_id, drafts in runner.propose(make(pool)).items()}
+    assert first == {"user": 10, "item": 30, "user first": 10, "unknown user": 30, "group first": 30}
+
+
+def test_an_unknown_group_falls_back_to_the_global_text(
+    make: Any, runner: Runner, tokenizer: str, tmp_path: Path
+) -> None:
+    documents = [Document(id="1", token_ids=np.array(TEXTS["users/a"], np.int32), group="users/a")]
+    build_pool(documents, tokenizer, tmp_path / "global")
+    runner.add("unknown", PREFIX, {"dare_group": "nobody"})
+    runner.add("none", PREFIX)
+    drafts = runner.propose(make(tmp_path / "global"))
+    assert drafts["unknown"] == drafts["none"] == [10, 11, 12, 13, 14, 15]
+
+
+def test_without_a_global_segment_an_unknown_group_has_no_drafts(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool)
+    runner.add("unknown", PREFIX, {"dare_group": "nobody"})
+    assert runner.propose(drafter) == {"unknown": []}
+    assert drafter.errors == 0
+
+
+def test_without_a_pool_a_request_drafts_from_its_own_text(make: Any, runner: Runner) -> None:
+    runner.add("a", [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3], {"dare_group": "users/a"})
+    assert runner.propose(make(None))["a"][:3] == [4, 5, 6]
+
+
+def test_a_prompt_that_is_not_done_has_no_drafts(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    for request_id in ("a", "b", "c"):
+        runner.add(request_id, PREFIX, {"dare_group": "users/a"})
+    drafts = runner.propose(drafter, waiting=("a", "c"))
+    assert (drafts["a"], drafts["c"]) == ([], [])
+    assert len(drafts["b"]) == MAX_DRAFTS
+    assert runner.propose(drafter, waiting=("a", "b", "c")) == {"a": [], "b": [], "c": []}
+
+
+@pytest.mark.parametrize(("size", "drafts"), [(33, 6), (35, 4), (38, 1), (39, 0)])
+def test_drafts_end_before_the_models_limit(
+    make: Any, runner: Runner, pool: Path, size: int, drafts: int
+) -> None:
+    """`drafts` and the token after them just fit."""
+    runner.add("a", [60] * (size - 3) + [1, 2, 3], {"dare_group": "users/a"})
+    runner.add("beside it", PREFIX, {"dare_group": "users/a"})
+    proposed = runner.propose(make(pool))
+    assert len(proposed["a"]) == drafts
+    assert len(proposed["beside it"]) == MAX_DRAFTS
+
+
+@pytest.mark.parametrize(("max_tokens", "drafts"), [(2, 0), (3, 1), (5, 3), (None, 6)])
+def test_drafts_end_before_the_requests_limit(
+    make: Any, runner: Runner, pool: Path, max_tokens: int | None, drafts: int
+) -> None:
+    """One token is written; the last of `max_tokens` needs no draft."""
+    runner.add("a", PREFIX, {"dare_group": "users/a"}, max_tokens=max_tokens)
+    assert len(runner.propose(make(pool))["a"]) == drafts
+
+
+def test_a_reused_id_is_a_new_request(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    runner.add("same", PREFIX, {"dare_group": "users/a"}, max_tokens=3)
+    assert runner.propose(drafter)["same"] == [10]
+    runner.add("same", PREFIX, {"dare_group": "items/b", "dare_verification": "relaxed"})
+    assert runner.propose(drafter)["same"] == [30, 31, 32, 33, 34, 35]
+    assert [rule.relaxes for rule in drafter.rules_of_batch()] == [True]
+
+
+def test_a_preempted_request_comes_back_where_it_was(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    runner.add("a", PREFIX, {"dare_group": "users/a"})
+    expected = runner.propose(drafter)["a"]
+    runner.input_batch.req_ids.remove("a")
+    runner.add("b", PREFIX, {"dare_group": "items/b"})
+    runner.propose(drafter)
+    runner.input_batch.req_ids.append("a")
+    assert runner.propose(drafter)["a"] == expected
+
+
+def test_finished_requests_are_forgotten(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    for number in range(200):
+        runner.add(str(number), PREFIX)
+        runner.propose(drafter)
+        runner.remove(str(number))
+    assert len(drafter._states) < 10
+
+
+def test_rules_are_in_batch_order_and_know_the_stop_tokens(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    runner.add("strict", PREFIX)
+    runner.add("relaxed", PREFIX, {"dare_verification": "relaxed", "dare_top_k": 5})
+    strict, relaxed = drafter.rules_of_batch()
+    assert (strict.relaxes, relaxed.relaxes) == (False, True)
+    assert (relaxed.verification.top_k, relaxed.stop_token_ids) == (5, (4, 9))
+
+
+def test_a_failing_look_up_costs_drafts_only_and_is_logged_once(
+    make: Any,
+    runner: Runner,
+    pool: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    errors_logged: Callable[[], list[str]],
+) -> None:
+    drafter = make(pool)
+    runner.add("a", PREFIX, {"dare_group": "users/a"})
+    runner.add("b", PREFIX)
+    with monkeypatch.context() as broken:
+        broken.setattr(drafter.drafter, "draft", lambda *_: 1 / 0)
+        for _ in range(3):
+            assert runner.propose(drafter) == {"a": [], "b": []}
+    assert drafter.errors == 3
+    assert len(errors_logged()) == 1
+    assert "ZeroDivisionError" in errors_logged()[0]
+    assert len(runner.propose(drafter)["a"]) == MAX_DRAFTS, "it goes on where it can"
+
+
+def test_a_group_whose_file_has_gone_is_served_without_it(
+    make: Any, runner: Runner, pool: Path, errors_logged: Callable[[], list[str]]
+) -> None:
+    drafter = make(pool)
+    (gone,) = drafter.drafter.pool.manifest.groups["users/a"]
+    (pool / "segments" / f"{gone}.safetensors").unlink()
+    runner.add("a", PREFIX, {"dare_group": "users/a"})
+    runner.add("b", PREFIX, {"dare_group": "items/b"})
+    drafts = runner.propose(drafter)
+    assert drafts["a"] == []
+    assert drafts["b"] == [30, 31, 32, 33, 34, 35]
+    assert drafter.errors == 1
+    assert gone in errors_logged()[0]
+    runner.propose(drafter)
+    assert drafter.errors == 1, "looked up once per request"
+
+
+def test_a_group_whose_file_has_gone_still_has_the_global_text(
+    make: Any, runner: Runner, tokenizer: str, tmp_path: Path
+) -> None:
+    documents = [
+        Document(id=group, token_ids=np.array(text, np.int32), group=group) for group, text in TEXTS.items()
+    ]
+    build_pool(documents, tokenizer, tmp_path / "global")
+    drafter = make(tmp_path / "global")
+    (gone,) = drafter.drafter.pool.manifest.groups["users/a"]
+    (tmp_path / "global" / "segments" / f"{gone}.safetensors").unlink()
+    runner.add("a", [*PREFIX, 10], {"dare_group": "users/a"})
+    assert runner.propose(drafter)["a"] == [11, 12, 13, 14, 15, 16]
+    assert drafter.errors == 1
+
+
+@pytest.mark.parametrize("bad", [{"dare_nonsense": 1}, {"dare_top_k": 0}, {"dare_group": 7}], ids=str)
+def test_bad_keys_that_came_past_the_front_end_mean_the_defaults(
+    make: Any, runner: Runner, pool: Path, bad: dict[str, Any]
+) -> None:
+    drafter = make(pool)
+    runner.add("bad", PREFIX, {"dare_verification": "relaxed", **bad})
+    runner.add("good", PREFIX, {"dare_group": "users/a"})
+    drafts = runner.propose(drafter)
+    assert (drafts["bad"], len(drafts["good"])) == ([], MAX_DRAFTS)
+    assert [rule.relaxes for rule in drafter.rules_of_batch()] == [False, False]
+    assert drafter.errors == 1
+
+
+def test_a_request_without_sampling_parameters_is_served(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool)
+    runner.add("pooling", PREFIX)
+    runner.requests["pooling"].sampling_params = None
+    assert runner.propose(drafter) == {"pooling": []}
+    assert drafter.errors == 0
+
+
+def test_other_tensor_parallel_ranks_draft_nothing_but_know_the_rules(
+    make: Any, runner: Runner, pool: Path, rank: SimpleNamespace
+) -> None:
+    rank.rank_in_group = 1
+    drafter = make(pool)
+    runner.add("a", PREFIX, {"dare_group": "users/a", "dare_verification": "relaxed"})
+    assert runner.propose(drafter) == {"a": []}
+    assert [rule.relaxes for rule in drafter.rules_of_batch()] == [True]
+
+
+def test_drafts_are_the_same_in_every_run(make: Any, runner: Runner, pool: Path) -> None:
+    for number in range(8):
+        runner.add(str(number), PREFIX, {"dare_group": list(TEXTS)[number % 2]})
+    assert runner.propose(make(pool)) == runner.propose(make(pool))
