@@ -93,20 +93,21 @@ def engine_options(arm: Arm, pools: Path) -> dict[str, Any]:
     }
 
 
-def run_arm(arm: Arm, shared: Path, pools: Path, eager: bool) -> dict[str, Any]:
+def run_arm(arm: Arm, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one arm in this process and measure it."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        str(shared / "models" / "recllm-6m"),
+        str(arguments.shared / "models" / "recllm-6m"),
         max_model_len=1024,
         max_num_seqs=arm.sequences,
-        enforce_eager=eager,
+        enforce_eager=not arguments.compile,
+        dtype=arguments.dtype,
         disable_log_stats=False,
-        **engine_options(arm, pools),
+        **engine_options(arm, arguments.pools),
     )
     params = SamplingParams(temperature=arm.temperature, max_tokens=MAX_TOKENS)
-    prompts = read_prompts(shared, arm.users + 4)
+    prompts = read_prompts(arguments.shared, arm.users + 4)
     llm.generate(prompts[arm.users :], params, use_tqdm=False)
     accepted = -_accepted(llm)
     start = time.perf_counter()
@@ -166,10 +167,12 @@ def in_child(arguments: argparse.Namespace, arm: Arm, pools: Path) -> dict[str, 
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environment["LD_PRELOAD"] = ":".join(map(str, preload_libraries()))
+    if arguments.in_process:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     with tempfile.NamedTemporaryFile(suffix=".json") as result:
         command = [sys.executable, "-m", "tests.benchmarks.headline", "--shared", str(arguments.shared)]
         command += ["--arm", json.dumps(asdict(arm)), "--pools", str(pools), "--json", result.name]
-        command += ["--compile"] if arguments.compile else []
+        command += ["--dtype", arguments.dtype] + ["--compile"] * arguments.compile
         process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if process.returncode:
             sys.exit(f"{arm.name} failed:\n{process.stderr[-3000:]}")
@@ -197,9 +200,9 @@ def print_table(results: list[dict[str, Any]], look_ups: dict[str, float]) -> No
         table.add_row(
             Arm(**fields).name,
             f"{result['tokens_per_step']:.2f}",
-            f"{base['seconds'] / result['seconds']:.2f}×",
+            f"{base['seconds'] / result['seconds']:.2f}x",
             f"{result['mean_tokens']:.1f}",
-            "–" if result["temperature"] else f"{agreement(base['texts'], result['texts']):.0%}",
+            "" if result["temperature"] else f"{agreement(base['texts'], result['texts']):.0%}",
         )
     console = Console()
     console.print(table)
@@ -217,6 +220,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument("--users", type=int, default=60, help="how many users an arm writes for")
     parser.add_argument("--compile", action="store_true", help="torch.compile (vLLM's default) in all arms")
+    parser.add_argument("--in-process", action="store_true", help="engines without processes of their own")
+    parser.add_argument("--dtype", default="auto", help="the model's arithmetic: auto (bfloat16), float32")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--pools", type=Path, help=argparse.SUPPRESS)
@@ -227,8 +232,7 @@ def main() -> None:
         )
     if arguments.arm:
         arm = Arm(**json.loads(arguments.arm))
-        result = run_arm(arm, arguments.shared, arguments.pools, not arguments.compile)
-        arguments.json.write_text(json.dumps(result))
+        arguments.json.write_text(json.dumps(run_arm(arm, arguments)))
         return
     with tempfile.TemporaryDirectory() as folder:
         pools = Path(folder)

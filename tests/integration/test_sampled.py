@@ -34,7 +34,7 @@ def generate(engine: Any, prompts: list[str], **params: Any) -> list[tuple[int, 
 
 
 def same_distribution(left: list[Any], right: list[Any]) -> float:
-    """The p-value of a chi-square test of two samples, rare values pooled; 1 if there is no variety to test."""
+    """The p-value of a chi-square test of two samples, rare values pooled; 1 where all values are one."""
     from scipy.stats import chi2_contingency
 
     one, other = Counter(left), Counter(right)
