@@ -2,16 +2,17 @@
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import ConfigError, DareError, RequestError
-from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.pool.tokenizer import vocabulary_fingerprint
 from vllm_dare.request import RequestOptions
+
+if TYPE_CHECKING:
+    from vllm_dare.pool.pool import RetrievalPool
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
@@ -60,6 +61,9 @@ def _check(vllm_config: Any) -> bool:
     _check_parallelism(vllm_config.parallel_config)
     _check_speculation(vllm_config.speculative_config)
     if config.pool is not None:
+        # Here, so that an engine without DARE does not load it.
+        from vllm_dare.pool.pool import RetrievalPool
+
         with RetrievalPool.open(config.pool) as pool:
             _check_pool(pool, config, vllm_config.model_config)
     _announce(config, vllm_config)
@@ -103,8 +107,10 @@ def _check_speculation(speculative: Any) -> None:
         )
 
 
-def _check_pool(pool: RetrievalPool, config: DareConfig, model_config: Any) -> None:
+def _check_pool(pool: "RetrievalPool", config: DareConfig, model_config: Any) -> None:
     from vllm.tokenizers import cached_tokenizer_from_config
+
+    from vllm_dare.pool.tokenizer import vocabulary_fingerprint
 
     vocabulary = cached_tokenizer_from_config(model_config).get_vocab()
     pool.check_tokenizer(str(model_config.tokenizer), vocabulary_fingerprint(vocabulary))
