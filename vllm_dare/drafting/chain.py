@@ -16,6 +16,7 @@ from numba import njit
 
 from vllm_dare.drafting.own_text import MAX_PLACES, SLOTS, WINDOW, index_own_text, match_own_text
 from vllm_dare.pool.kernels import (
+    CACHE,
     NUM_COLUMNS,
     NUM_SUFFIXES,
     NUM_TOKENS,
@@ -44,7 +45,7 @@ OWN_WEIGHT = 32.0
 MAX_CANDIDATES = 128
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _count(tokens, counts, number, token, amount):  # type: ignore[no-untyped-def]
     """Add `amount` to a candidate's count; returns the number of candidates."""
     for i in range(number):
@@ -130,7 +131,7 @@ def workspace_size(num_sources: int, limit: int) -> int:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _open_contexts(table, context, known, ranges):  # type: ignore[no-untyped-def]
     """Find where the ladder's suffixes of context[:known] occur; returns the number of contexts.
 
@@ -180,7 +181,7 @@ def _advance(row, context, start, length, ranges, source, index):  # type: ignor
     return lo, hi
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _count_context(  # type: ignore[no-untyped-def]
     table, weights, text, context, end, ranges, index, own, num_places, tally, number
 ):
@@ -207,7 +208,7 @@ def _count_context(  # type: ignore[no-untyped-def]
     return number, total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _blend(tally, number, total, leftover):  # type: ignore[no-untyped-def]
     """Give one context its share of the probability that longer contexts left over.
 
@@ -229,7 +230,7 @@ def _blend(tally, number, total, leftover):  # type: ignore[no-untyped-def]
     return share * DISCOUNT * kinds, best - second
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _next_token(table, weights, text, context, end, ranges, num_starts, own, num_places, tally):  # type: ignore[no-untyped-def]
     """The likeliest token after context[:end] and its estimated probability; (SEPARATOR, 0) if unknown."""
     candidates, _, scores = tally
@@ -255,7 +256,7 @@ def _next_token(table, weights, text, context, end, ranges, num_starts, own, num
     return candidates[leader], scores[leader]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def draft_chain(  # type: ignore[no-untyped-def]
     workspace, table, weights, text, size, limit, vocab_size, min_survival, draft, survival
 ):
@@ -309,7 +310,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
     return limit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def draft_batch(  # type: ignore[no-untyped-def]
     workspace,
     tables,

@@ -6,6 +6,8 @@ to the previous one with the same token, so that only places that match at least
 
 from numba import njit
 
+from vllm_dare.pool.kernels import CACHE
+
 # Number of hash slots; a power of two, so that a mask replaces the division.
 SLOTS = 1024
 # Of a longer text only this many latest tokens are searched, so that a look-up's cost stays bounded.
@@ -14,7 +16,7 @@ WINDOW = 8192
 MAX_PLACES = 128
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untyped-def]
     """Link the positions [begin, end) of `text` by token.
 
@@ -30,7 +32,7 @@ def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untype
         slots[slot] = position
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def match_own_text(text, begin, end, slots, previous, context, size, max_match, places, lengths):  # type: ignore[no-untyped-def]
     """Where context[:size]'s last tokens occurred in the text.
 

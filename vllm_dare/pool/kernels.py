@@ -29,6 +29,19 @@ NUM_COLUMNS = 7
 _LINEAR = 8
 
 
+def _can_cache() -> bool:
+    """Whether numba finds a writable place for compiled kernels; without one, `cache=True` raises."""
+    try:
+        njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Where nothing is writable (a read-only container without a home), kernels are compiled at every start.
+CACHE = _can_cache()
+
+
 def segment_row(segment: Segment) -> npt.NDArray[np.int64]:
     """The addresses and lengths of a segment's arrays, int64[NUM_COLUMNS], as the kernels take them."""
     row = np.empty(NUM_COLUMNS, dtype=np.int64)
@@ -70,7 +83,7 @@ def float64_array(address, size):  # type: ignore[no-untyped-def]
     return carray(_as_pointer(address), (size,), np.float64)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def token_at(tokens, position):  # type: ignore[no-untyped-def]
     """The token at a position; SEPARATOR outside the segment."""
     if position < 0 or position >= tokens.size:
@@ -78,7 +91,7 @@ def token_at(tokens, position):  # type: ignore[no-untyped-def]
     return tokens[position]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untyped-def]
     """-1, 0 or 1 as the segment's tokens from `position` are below, equal to, or above the pattern."""
     for i in range(count):
@@ -91,7 +104,7 @@ def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untype
     return 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
     """The part of [lo, hi) whose suffixes hold pattern[start:start+count] from their `offset`-th token on.
 
@@ -125,7 +138,7 @@ def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ig
     return first, left
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def find(row, pattern, start, count):  # type: ignore[no-untyped-def]
     """The suffix-array range of pattern[start:start+count] (count >= 1) in a segment; (0, 0) if absent."""
     heads = int32_array(row[HEADS], row[NUM_HEADS])

@@ -1,5 +1,7 @@
 """Finding and narrowing contexts against a naive scan."""
 
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,3 +49,16 @@ def test_find_and_narrow_equal_a_naive_scan(corpus: list[list[int]], contexts: l
 def test_token_outside_the_segment_reads_as_a_separator() -> None:
     array = np.array([5, -1], np.int32)
     assert [kernels.token_at(array, p) for p in (-(2**40), -1, 0, 1, 2, 2**40)] == [-1, -1, 5, -1, -1, -1]
+
+
+def test_kernels_work_where_nothing_is_writable() -> None:
+    """Numba refuses cache=True when it finds no place for the cache, as in a read-only container."""
+    code = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np\n"
+        "from vllm_dare.pool import kernels\n"
+        "print(kernels.CACHE, kernels.token_at(np.array([7], np.int32), 0))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["False", "7"], result.stderr
