@@ -34,13 +34,16 @@ def run_checks(pool: Path | None = None, model: str | None = None) -> list[Check
         ("Python", _check_python),
         ("vllm-dare", _check_version),
         ("vLLM", _check_vllm),
-        ("PyTorch", _check_torch),
-        ("torchvision", _check_torch_companions),
-        ("plugin", _check_plugin),
-        ("patches", _check_patches),
-        ("preload", _check_preload),
-        ("kernel cache", _check_kernel_cache),
     ]
+    if installed_vllm()[1] is not None:  # the rest would only say ten times that it is missing
+        checks += [
+            ("PyTorch", _check_torch),
+            ("torchvision", _check_torch_companions),
+            ("plugin", _check_plugin),
+            ("patches", _check_patches),
+            ("preload", _check_preload),
+        ]
+    checks.append(("kernel cache", _check_kernel_cache))
     if pool is not None:
         checks.append(("pool", lambda: _check_pool(pool, model)))
     found: list[Check] = []
@@ -66,7 +69,10 @@ def _check_vllm() -> Check:
     name, version = installed_vllm()
     if version is None:
         return Check(
-            "vLLM", "failed", "vLLM is not installed; `pip install 'vllm-dare[cuda]'` or `'vllm-dare[cpu]'`."
+            "vLLM",
+            "failed",
+            "vLLM is not installed, so only the pool commands work; `pip install 'vllm-dare[cuda]'`, or see "
+            "the README for the CPU build.",
         )
     numbers = tuple(int(part) for part in version.split(".")[:2])
     supported = (
@@ -100,7 +106,7 @@ def _check_torch() -> Check:
         "PyTorch",
         "failed",
         f"PyTorch {torch.__version__} sees no GPU but vLLM is built for one; check the driver, "
-        "or install `vllm-dare[cpu]`.",
+        "or install the CPU build as the README says.",
     )
 
 
@@ -205,6 +211,7 @@ def _is_writable(folder: Path) -> bool:
 
 def _check_pool(directory: Path, model: str | None) -> Check:
     from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.pool.summary import summarize
     from vllm_dare.pool.tokenizer import load_tokenizer, tokenizer_info
 
     try:
@@ -214,7 +221,8 @@ def _check_pool(directory: Path, model: str | None) -> Check:
             if model is not None:
                 info = tokenizer_info(load_tokenizer(model), model)
                 pool.check_tokenizer(info.name, info.fingerprint)
-            size = f"{len(pool.groups)} groups, {pool.num_tokens} tokens"
+            summary = summarize(pool.manifest)
+            size = f"{len(pool.groups)} groups, {summary.num_tokens:,} tokens"
     except DareError as error:
         return Check("pool", "failed", str(error))
     fits = "" if model is None else f" and the tokenizer of {model}"

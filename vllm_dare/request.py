@@ -55,7 +55,7 @@ class RequestOptions:
                 f"The operator of this engine does not let requests set {key}: leave it out.",
             )
         return cls(
-            group=_name("dare_group", given.get("dare_group")),
+            group=_identifier("dare_group", given.get("dare_group")),
             user=_identifier("dare_user", given.get("dare_user")),
             item=_identifier("dare_item", given.get("dare_item")),
             verification=_override(config.verification, rule) if rule else config.verification,
@@ -64,7 +64,7 @@ class RequestOptions:
 
 def request_args(
     *,
-    group: str | None = None,
+    group: str | int | None = None,
     user: str | int | None = None,
     item: str | int | None = None,
     verification: str | None = None,
@@ -90,12 +90,6 @@ def request_args(
     given = {key: value for key, value in zip(KNOWN_KEYS, values, strict=True) if value is not None}
     RequestOptions.parse(given, DareConfig())
     return given
-
-
-def _name(key: str, value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise RequestError(key, f"{key} must be a non-empty string, not {value!r}.")
 
 
 def _identifier(key: str, value: Any) -> str | None:

@@ -15,8 +15,8 @@ def test_no_metadata_takes_the_operators_defaults() -> None:
 
 
 def test_ids_may_be_strings_or_integers() -> None:
-    options = RequestOptions.parse({"dare_user": 42, "dare_item": "m7"}, DareConfig())
-    assert (options.user, options.item) == ("42", "m7")
+    options = RequestOptions.parse({"dare_group": 3, "dare_user": 42, "dare_item": "m7"}, DareConfig())
+    assert (options.group, options.user, options.item) == ("3", "42", "m7")
 
 
 def test_override_changes_only_what_it_names() -> None:
@@ -30,7 +30,7 @@ def test_override_changes_only_what_it_names() -> None:
     [
         ({"dare_grup": "x"}, "dare_grup"),
         ({"dare_group": ""}, "dare_group"),
-        ({"dare_group": 3}, "dare_group"),
+        ({"dare_group": 3.0}, "dare_group"),
         ({"dare_user": True}, "dare_user"),
         ({"dare_user": 1.5}, "dare_user"),
         ({"dare_item": ["a"]}, "dare_item"),

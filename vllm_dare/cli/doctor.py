@@ -36,9 +36,9 @@ def doctor(
 def _print_table(checks: "list[Check]") -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "check", "finding")
+    table = Table("", "check", Column("finding", overflow="fold"))
     for check in checks:
         style = _STYLES[check.status]
         table.add_row(f"[{style}]{check.status}[/{style}]", check.name, escape(check.sentence))

@@ -123,7 +123,10 @@ def merge(
     *,
     output: Output,
 ) -> None:
-    """Merge pools into a new one; where they disagree on a group assignment, the later pool counts."""
+    """Merge pools into a new one.
+
+    Every document of each is kept; where they disagree on a group assignment, the later pool counts.
+    """
     from vllm_dare.pool.merge import merge_pools
     from vllm_dare.pool.summary import summarize
 

@@ -19,10 +19,9 @@ def read_assignments(path: Path) -> Iterator[Assignment]:
     """
     for source, row in read_rows(path, (*_KINDS, "group"), BadRows()):
         kinds = [kind for kind in _KINDS if _is_id(row.get(kind))]
-        group = row.get("group")
-        if len(kinds) != 1 or not isinstance(group, str) or not group:
+        if len(kinds) != 1 or not _is_id(row.get("group")):
             raise PoolError(f"{source} is no assignment; give either user or item, and group.")
-        yield kinds[0], str(row[kinds[0]]), group
+        yield kinds[0], str(row[kinds[0]]), str(row["group"])
 
 
 def _is_id(value: Any) -> bool:

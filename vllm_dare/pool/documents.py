@@ -58,9 +58,7 @@ class _BadRowError(Exception):
 
 
 def _document(source: str, row: dict[str, Any]) -> Document:
-    document_id, group = _id(row.get("id")), row.get("group")
-    if group is not None and not _is_text(group):
-        raise _BadRowError("has a group that is not a string; give a name or leave it out")
+    document_id, group = _id(row.get("id")), _group(row.get("group"))
     if row.get("token_ids") is not None:
         return Document(document_id, None, _token_ids(row["token_ids"]), group, source)
     text = row.get("text")
@@ -77,6 +75,15 @@ def _id(value: Any) -> str:
     if not _is_text(value):
         raise _BadRowError("has no id; give a string or an integer")
     return str(value)
+
+
+def _group(value: Any) -> str | None:
+    """A group's name; a number, as clustering gives it, is its name in digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not _is_text(value):
+        raise _BadRowError("has a group that is no name; give a string or an integer, or leave it out")
+    return None if value is None else str(value)
 
 
 def _token_ids(value: Any) -> np.ndarray:

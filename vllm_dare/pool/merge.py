@@ -28,12 +28,14 @@ def merge_pools(
         progress: called with the number of tokens sorted so far, and in all.
 
     Raises:
-        PoolError: an input cannot be read, two have different tokenizers, or ``output`` exists.
+        PoolError: an input cannot be read or is damaged, two have different tokenizers, or ``output`` exists.
     """
     check_output(output, overwrite=False)
     with ExitStack() as stack:
         pools = [stack.enter_context(RetrievalPool.open(path)) for path in inputs]
         _check_tokenizers(pools)
+        for pool in pools:
+            pool.verify_checksums()  # or damage would get a checksum of its own in the new pool
         return write_pool(_content(pools), output, workers=workers, progress=progress)
 
 

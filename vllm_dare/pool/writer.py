@@ -97,7 +97,9 @@ def check_output(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise PoolError(f"{output} exists already; choose another output, or replace it with --overwrite.")
+        raise PoolError(
+            f"{output} exists already; choose another output (`pool build --overwrite` replaces a pool)."
+        )
     if not is_pool(output) and not (output.is_dir() and not any(output.iterdir())):
         raise PoolError(f"{output} exists and is not a pool; choose another output.")
 

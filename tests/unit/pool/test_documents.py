@@ -87,7 +87,7 @@ BAD_LINES = [
     pytest.param(b'{"id": "u", "text": null}', "has neither text nor token_ids", id="null text"),
     pytest.param(b'{"id": "u", "text": 5}', "has a text that is not a string", id="a number for a text"),
     pytest.param(b'{"id": "u", "text": "\\ud800"}', "has a text that is not", id="half a surrogate pair"),
-    pytest.param(b'{"id": "u", "text": "a", "group": 3}', "has a group", id="a number for a group"),
+    pytest.param(b'{"id": "u", "text": "a", "group": 3.5}', "has a group", id="a fraction for a group"),
     pytest.param(b'{"id": "u", "text": "a", "group": ""}', "has a group", id="empty group"),
     pytest.param(b'{"id": "u", "token_ids": [1, -1]}', "negative", id="negative token id"),
     pytest.param(b'{"id": "u", "token_ids": [1, 2147483647]}', "beyond any", id="huge token id"),
@@ -142,3 +142,9 @@ def test_documents_of_several_files_come_in_order(write_jsonl: Write) -> None:
     paths = [write_jsonl(f"{i}.jsonl", [{"id": i, "text": "a"}]) for i in range(3)]
     assert [document.id for document in read_documents(paths)] == ["0", "1", "2"]
     assert all(isinstance(document, Document) for document in read_documents(paths))
+
+
+def test_a_number_for_a_group_is_its_name_in_digits(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"id": 1, "text": "a", "group": 5}\n')
+    assert [document.group for document in read_documents([path])] == ["5"]

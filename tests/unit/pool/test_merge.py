@@ -92,3 +92,16 @@ def test_an_existing_output_is_refused(make_pool: MakePool) -> None:
     first, _ = make_pool("first", [("u", "a", None)])
     with pytest.raises(PoolError, match=r"exists already"):
         merge_pools([first], first)
+
+
+def test_a_damaged_pool_is_not_merged_into_a_sound_one(make_pool: MakePool, tmp_path: Path) -> None:
+    first, _ = make_pool("first", [("u1", "a b c", "users/1")])
+    second, _ = make_pool("second", [("u2", "a", None)])
+    segment = next((first / "segments").iterdir())
+    content = bytearray(segment.read_bytes())
+    content[-3] ^= 1
+    segment.chmod(0o644)
+    segment.write_bytes(content)
+    with pytest.raises(PoolError, match="damaged"):
+        merge_pools([first, second], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
