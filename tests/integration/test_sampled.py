@@ -51,7 +51,7 @@ def same_distribution(left: list[Any], right: list[Any]) -> float:
 
 @pytest.mark.parametrize(
     "params",
-    [{"temperature": 0.8}, {"temperature": 1.3, "top_k": 5}, {"temperature": 1.0, "top_p": 0.7}],
+    [{"temperature": 0.8}, {"temperature": 1.3, "top_k": 5}, {"temperature": 1.3, "top_p": 0.9}],
     ids=str,
 )
 def test_strict_sampling_has_the_targets_distribution(
