@@ -97,6 +97,7 @@ def _check_configuration(original: Any) -> Any:
 
         if check_engine_config(vllm_config):
             REQUEST_CHECK.apply()
+            HTTP_REQUEST_CHECK.apply()
         return vllm_config
 
     return create_engine_config
@@ -110,6 +111,16 @@ def _check_request(original: Any) -> Any:
         return original(self, params, *args, **kwargs)
 
     return validate_params
+
+
+def _check_http_request(original: Any) -> Any:
+    def from_optional(*args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.engine.start import check_http_request
+
+        check_http_request(kwargs.get("extra_args"))
+        return original(*args, **kwargs)
+
+    return from_optional
 
 
 def _bind_runner(original: Any) -> Any:
@@ -213,6 +224,15 @@ REQUEST_CHECK = Patch(
     until="vLLM has a hook for validating extra_args that works under speculative decoding.",
     wrap=_check_request,
 )
+HTTP_REQUEST_CHECK = Patch(
+    name="request check, HTTP",
+    module="vllm.sampling_params",
+    qualname="SamplingParams.from_optional",
+    parameters=("extra_args",),
+    why="The request check comes too late for a streamed request: its answer, a 200, has begun by then.",
+    until="As the request check.",
+    wrap=_check_http_request,
+)
 RUNNER_BINDING = Patch(
     name="runner binding",
     module="vllm.v1.worker.gpu_model_runner",
@@ -279,7 +299,7 @@ _CPU_PATCHES = (CPU_RUNNER_BINDING, CPU_EXPANSION, CPU_SEED_REWIND, CPU_SEED_BOO
 
 def ledger() -> tuple[Patch, ...]:
     """Every patch that this platform gets, in the order in which they are applied."""
-    return (CONFIGURATION_CHECK, REQUEST_CHECK, *_worker_patches())
+    return (CONFIGURATION_CHECK, REQUEST_CHECK, HTTP_REQUEST_CHECK, *_worker_patches())
 
 
 def _worker_patches() -> tuple[Patch, ...]:

@@ -19,6 +19,9 @@ logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that v
 PROPOSER_PATHS = ("vllm_dare.DareProposer", "vllm_dare.engine.proposer.DareProposer")
 OLDEST, NEWEST = (0, 32), (0, 33)
 
+# The settings of the engine that this process was last configured for; None if it does not use DARE.
+_server_config: DareConfig | None = None
+
 
 def uses_dare(vllm_config: Any) -> bool:
     """Whether an engine configuration names our proposer."""
@@ -47,6 +50,8 @@ def check_engine_config(vllm_config: Any) -> bool:
 
 
 def _check(vllm_config: Any) -> bool:
+    global _server_config  # noqa: PLW0603
+    _server_config = None
     settings = vllm_config.additional_config
     if not uses_dare(vllm_config):
         if isinstance(settings, dict) and "dare" in settings:
@@ -67,6 +72,7 @@ def _check(vllm_config: Any) -> bool:
         with RetrievalPool.open(config.pool) as pool:
             _check_pool(pool, config, vllm_config.model_config)
     _announce(config, vllm_config)
+    _server_config = config
     return True
 
 
@@ -145,10 +151,19 @@ def check_request(vllm_config: Any, params: Any) -> None:
         VLLMValidationError: names the key; vLLM's server answers HTTP 400.
     """
     extra_args = getattr(params, "extra_args", None)
-    if not extra_args or not uses_dare(vllm_config):
-        return
+    if extra_args and uses_dare(vllm_config):
+        _check_keys(extra_args, DareConfig.from_additional_config(vllm_config.additional_config))
+
+
+def check_http_request(extra_args: dict[str, Any] | None) -> None:
+    """As `check_request`, while vLLM's server still reads the request; a server has one engine."""
+    if extra_args and _server_config is not None:
+        _check_keys(extra_args, _server_config)
+
+
+def _check_keys(extra_args: dict[str, Any], config: DareConfig) -> None:
     try:
-        RequestOptions.parse(extra_args, DareConfig.from_additional_config(vllm_config.additional_config))
+        RequestOptions.parse(extra_args, config)
     except RequestError as error:
         raise VLLMValidationError(str(error), parameter=error.key) from None
 
