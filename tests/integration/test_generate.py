@@ -35,7 +35,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(work: Path) -> dict[Any, dict[str, Any]]:
     """The rows of a run without interruption, by id."""
     process = _start(work, "whole.jsonl", "--json", str(work / "whole.json"))
-    assert process.wait(START_SECONDS) == 2, "two rows are meant to fail"
+    assert process.wait(START_SECONDS) == 3, "two rows are meant to fail"
     return _rows(work / "whole.jsonl")
 
 
@@ -78,7 +78,7 @@ def test_kill_then_interrupt_then_finish(work: Path, uninterrupted: dict[Any, di
     assert process.wait(60) == 130
     assert not (work / "broken.jsonl").exists()
 
-    assert _start(work, "broken.jsonl").wait(START_SECONDS) == 2
+    assert _start(work, "broken.jsonl").wait(START_SECONDS) == 3
     assert _rows(work / "broken.jsonl") == uninterrupted
     assert not part.exists()
 

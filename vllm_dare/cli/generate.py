@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vllm_dare.generation.job import Job, Outcome
 
-SOME_ROWS_FAILED = 2
+SOME_ROWS_FAILED = 3  # 2 is a usage error
 
 _INPUT, _DRAFTS, _SAMPLING, _ENGINE, _OUTPUT = "Input and output", "Drafts", "Sampling", "Engine", "Reports"
 
@@ -111,11 +111,12 @@ def generate(
     """Write a text for every prompt, with drafts from a retrieval pool.
 
     Rows are written as they finish. Stopped at any moment (Ctrl-C, a crash, a reboot), the same command
-    goes on where it was. Exit status: 0 all rows written, 2 some rows failed (their `error` says why),
+    goes on where it was. Exit status: 0 all rows written, 3 some rows failed (their `error` says why),
     1 the run failed, 130 interrupted.
     """
     from rich.console import Console
 
+    from vllm_dare.generation.interruption import StartInterruptedError
     from vllm_dare.generation.job import Job, run_job
     from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
@@ -144,7 +145,11 @@ def generate(
         compare_rows=0 if no_drafts else compare_baseline,
     )
     console = Console(stderr=True)
-    outcome = run_job(job, console)
+    try:
+        outcome = run_job(job, console)
+    except StartInterruptedError as interrupted:
+        console.print(str(interrupted), highlight=False, soft_wrap=True)
+        raise typer.Exit(interrupted.exit_status) from None
     if json_file is not None:
         json_file.write_text(json.dumps(outcome.as_dict(), indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(_report(job, outcome, Console(), console))
@@ -172,7 +177,7 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
     if outcome.failed:
         err.print(
             f"{outcome.failed} of {outcome.total} rows failed: in {job.output} they have the finish_reason "
-            '"error", and an `error` that says why.',
+            '"error", and an `error` that says why; --overwrite runs everything again.',
             highlight=False,
             soft_wrap=True,
         )

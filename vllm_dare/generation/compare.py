@@ -14,7 +14,7 @@ from vllm_dare.errors import DareError
 from vllm_dare.generation.prompts import PromptRow, id_key
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
-_SOME_ROWS_FAILED = 2
+_SOME_ROWS_FAILED = 3
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -58,7 +58,10 @@ def run_baseline(rows: Iterable[PromptRow], engine: EngineSettings, sampling: Sa
         command += _options(engine, sampling)
         # in a file rather than a pipe, which engine processes that linger would keep open
         with (Path(folder) / "log").open("w+", encoding="utf-8", errors="replace") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+            # and in a session of its own: on Ctrl-C this process ends the whole tree, nobody else
+            code = subprocess.run(
+                command, stdout=log, stderr=log, check=False, start_new_session=True
+            ).returncode
             if code not in (0, _SOME_ROWS_FAILED):
                 log.seek(0)
                 sys.stderr.write(log.read())

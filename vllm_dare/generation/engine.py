@@ -34,7 +34,7 @@ def start_engine(settings: EngineSettings) -> Any:
     Raises:
         DareError: vLLM is missing or did not start.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a good start says nothing
     preload_for_cpu()
     tie_engine_to_this_process()
     try:

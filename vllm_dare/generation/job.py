@@ -11,10 +11,11 @@ from rich.console import Console
 from vllm_dare.errors import DareError
 from vllm_dare.generation.compare import Agreement, Baseline, agreement, run_baseline
 from vllm_dare.generation.engine import check_pool, start_engine, stop_engine
+from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
 from vllm_dare.generation.meter import Figures, Meter
-from vllm_dare.generation.output import CompleteRows, OutputFile, is_begun
+from vllm_dare.generation.output import CompleteRows, OutputFile, check_finished, is_begun, recorded_prompts
 from vllm_dare.generation.progress import run_progress
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings, text_settings
@@ -103,19 +104,29 @@ def run_job(job: Job, console: Console) -> Outcome:
 
     Raises:
         DareError: a prompt row, the pool, the engine or the output file is unusable.
+        StartInterruptedError: a signal came before the engine was up.
     """
+    with Interruption(console) as interruption:
+        return _run(job, console, interruption)
+
+
+def _run(job: Job, console: Console, interruption: Interruption) -> Outcome:
     if job.engine.pool is not None and job.engine.draft_tokens:
         check_pool(job.engine.pool, job.engine.model)
+    fingerprint = Fingerprint(recorded_prompts(job.output))
     with console.status("Checking the prompts"):
-        total = check_unique(job.rows(), job.rows(), str(job.prompts))
-    if job.output.exists() and not job.overwrite and not is_begun(job.output):
-        return _untouched(job, total)
+        total = check_unique(fingerprint.watch(job.rows()), job.rows(), str(job.prompts))
+    if not total:
+        raise DareError(f"The prompt file {job.prompts} has no rows.")
     settings = text_settings(job.engine, job.sampling, job.token_ids)
-    file = OutputFile.open(job.output, settings, overwrite=job.overwrite)
+    if job.output.exists() and not job.overwrite and not is_begun(job.output):
+        check_finished(job.output, settings, fingerprint)
+        return _untouched(job, total)
+    file = OutputFile.open(job.output, settings, fingerprint, overwrite=job.overwrite)
     try:
-        outcome = _fill(job, file, total, console)
+        outcome = _fill(job, file, total, console, interruption)
     except BaseException:
-        file.close()
+        file.abandon()
         raise
     file.finish() if outcome.status == "complete" else file.close()
     return outcome
@@ -133,7 +144,7 @@ def _untouched(job: Job, total: int) -> Outcome:
     return Outcome("untouched", total, earlier=total, failed=rows.failed)
 
 
-def _fill(job: Job, file: OutputFile, total: int, console: Console) -> Outcome:
+def _fill(job: Job, file: OutputFile, total: int, console: Console, interruption: Interruption) -> Outcome:
     if file.dropped_bytes:
         console.print(
             f"Cut {file.dropped_bytes} bytes of an unfinished row off {file.part}.", highlight=False
@@ -147,14 +158,15 @@ def _fill(job: Job, file: OutputFile, total: int, console: Console) -> Outcome:
     sample = list(islice(todo, job.compare_rows))
     baseline = None
     if sample:
-        with console.status(f"Generating {len(sample)} rows with plain vLLM, to compare"):
-            baseline = run_baseline(sample, job.engine, job.sampling)
-    with console.status("Starting vLLM"):
-        llm = start_engine(job.engine)
+        # a plain line: what vLLM itself writes to stderr would stick to a spinner
+        console.print(f"Generating {len(sample)} rows with plain vLLM, to compare", highlight=False)
+        baseline = run_baseline(sample, job.engine, job.sampling)
+    console.print("Starting vLLM", highlight=False)
+    llm = start_engine(job.engine)
+    interruption.generating()
     try:
-        return _Run(job, file, llm, console=console, total=total, earlier=earlier).outcome(
-            sample, todo, baseline
-        )
+        run = _Run(job, file, llm, interruption, console=console, total=total, earlier=earlier)
+        return run.outcome(sample, todo, baseline)
     finally:
         stop_engine(llm)
 
@@ -163,13 +175,21 @@ class _Run:
     """The part of a job in which the engine is up."""
 
     def __init__(
-        self, job: Job, file: OutputFile, llm: Any, *, console: Console, total: int, earlier: int
+        self,
+        job: Job,
+        file: OutputFile,
+        llm: Any,
+        interruption: Interruption,
+        *,
+        console: Console,
+        total: int,
+        earlier: int,
     ) -> None:
         from vllm_dare.generation.runner import Runner  # needs vLLM, which start-up has made ready
 
         self._job, self._file, self._llm = job, file, llm
         self._total, self._earlier = total, earlier
-        self._interruption = Interruption()
+        self._interruption = interruption
         self._runner = Runner(llm, job.sampling, self._interruption.requested)
         self._progress = run_progress(console, total, earlier)
         self._meter = Meter(llm)
@@ -179,7 +199,7 @@ class _Run:
     ) -> Outcome:
         """Write the sample's rows, timed on their own against the baseline, then the rest."""
         comparison = None
-        with self._interruption, self._progress:
+        with self._progress:
             if baseline is not None:
                 comparison = self._compare(sample, baseline)
             for _ in self._write(rest):

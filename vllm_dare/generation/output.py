@@ -1,7 +1,7 @@
 """The output file: whole lines only, locked, and able to go on where an earlier run stopped.
 
-Rows go to ``OUTPUT.part``, with the settings that shaped them in ``OUTPUT.part.json``; the part file takes
-its final name when every row is there.
+Rows go to ``OUTPUT.part``, with the settings and the prompts' fingerprint that shaped them in
+``OUTPUT.part.json``; these take the names ``OUTPUT`` and ``OUTPUT.settings.json`` when every row is there.
 """
 
 import fcntl
@@ -9,17 +9,20 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from vllm_dare.errors import DareError
+from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet
 
 _FSYNC_SECONDS = 1.0
+_PROMPTS = "prompts"  # the key of the fingerprint among the settings
 
 
 class OutputFile:
-    """An open, locked part file. Use `OutputFile.open` and, at the end, `close` or `finish`.
+    """An open, locked part file. Use `OutputFile.open` and, at the end, `finish`, `close` or `abandon`.
 
     Attributes:
         done: ids of the rows that are in the file since earlier runs.
@@ -37,12 +40,15 @@ class OutputFile:
         self.dropped_bytes = 0
 
     @classmethod
-    def open(cls, output: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Self:
-        """Lock the part file and keep what earlier runs with the same settings have finished.
+    def open(
+        cls, output: Path, settings: Mapping[str, Any], prompts: Fingerprint, *, overwrite: bool
+    ) -> Self:
+        """Lock the part file and keep what earlier runs with the same settings and prompts have finished.
 
         Args:
             output: the final name; an older file there stays until `finish`.
             settings: everything that shapes the rows, as JSON values.
+            prompts: the job's rows, compared with what `recorded` says.
             overwrite: begin anew, whatever is in the part file.
 
         Raises:
@@ -54,70 +60,95 @@ class OutputFile:
         except OSError as error:
             raise DareError(f"{output} cannot be written: {error.strerror}.") from None
         try:
-            file._begin(settings) if overwrite else file._continue(settings)
+            file._begin(settings, prompts) if overwrite else file._continue(settings, prompts)
+        except OSError as error:
+            file.abandon()
+            raise DareError(f"{output} cannot be written: {error.strerror}.") from None
         except BaseException:
-            file.close()
+            file.abandon()
             raise
         return file
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; it survives the end of this process at once, a power cut after about a second."""
         data = _encode(row)
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        if time.monotonic() - self._synced_at >= _FSYNC_SECONDS:
-            self._sync()
+        with self._telling_of_failure():
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            if time.monotonic() - self._synced_at >= _FSYNC_SECONDS:
+                self._sync()
 
     def finish(self) -> None:
         """Give the file its final name and close it."""
-        self._sync()
-        os.replace(self.part, self.output)
-        self.settings_file.unlink(missing_ok=True)
-        _sync_folder(self.output.parent)
+        with self._telling_of_failure():
+            self._sync()
+            os.replace(self.part, self.output)
+            os.replace(self.settings_file, _final_settings_file(self.output))
+            _sync_folder(self.output.parent)
         os.close(self._descriptor)
 
     def close(self) -> None:
         """Close the part file; a later run goes on with it."""
-        self._sync()
+        with self._telling_of_failure():
+            self._sync()
         os.close(self._descriptor)
 
-    def _begin(self, settings: Mapping[str, Any]) -> None:
-        os.ftruncate(self._descriptor, 0)
-        temporary = self.settings_file.with_name(self.settings_file.name + ".tmp")
-        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, self.settings_file)
+    def abandon(self) -> None:
+        """Close the part file after an error; one without a row is not left behind."""
+        with suppress(OSError):
+            if os.fstat(self._descriptor).st_size == 0:
+                self.settings_file.unlink(missing_ok=True)  # first: alone it would pass for the output's
+                self.part.unlink(missing_ok=True)
+            self._sync()
+        os.close(self._descriptor)
 
-    def _continue(self, settings: Mapping[str, Any]) -> None:
+    @contextmanager
+    def _telling_of_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DareError(
+                f"{self.part} cannot be written: {error.strerror}; finished rows are kept, mend that and run "
+                "the same command again to go on."
+            ) from None
+
+    def _begin(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+        os.ftruncate(self._descriptor, 0)
+        self._record(settings, prompts)
+
+    def _record(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+        record = {**settings, _PROMPTS: prompts.record()}
+        temporary = self.settings_file.with_name(self.settings_file.name + ".tmp")
+        try:
+            temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(temporary, self.settings_file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _continue(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
         if os.fstat(self._descriptor).st_size == 0:
-            self._begin(settings)
+            self._begin(settings, prompts)
             return
-        self._check_settings(settings)
+        self._check_settings(settings, prompts)
         rows = CompleteRows(self.part)
         self.done = IdSet(row["id"] for row in rows)
         self.failed = rows.failed
         self.dropped_bytes = os.fstat(self._descriptor).st_size - rows.end
         os.ftruncate(self._descriptor, rows.end)
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
-        if not isinstance(before, dict):
+    def _check_settings(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+        before = _read_record(self.settings_file)
+        if before is None:
             raise DareError(
                 f"{self.part} exists, but the file with its settings, {self.settings_file.name}, is missing "
-                "or damaged; use --overwrite to begin anew."
+                "or damaged; use --overwrite to begin anew, or another --output."
             )
-        now = json.loads(json.dumps(settings))
-        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        if names:
-            changes = ", ".join(
-                f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in names
-            )
+        if changes := _changes(before, settings, prompts):
             raise DareError(
-                f"{self.part} was begun with other settings: {changes}; use the same settings to go on, or "
-                "--overwrite to begin anew."
+                f"{self.part} was begun with something else: {changes}; use the same again to go on, "
+                "--overwrite to begin anew, or another --output."
             )
+        self._record(settings, prompts)  # rows may have been added
 
     def _sync(self) -> None:
         os.fsync(self._descriptor)
@@ -152,6 +183,68 @@ def is_begun(output: Path) -> bool:
     """Whether an earlier run left rows to go on with."""
     part = _part(output)
     return part.exists() and part.stat().st_size > 0
+
+
+def recorded_prompts(output: Path) -> Any:
+    """The prompts' `Fingerprint.record` of the run that would be gone on with or kept; None if unknown."""
+    before = _read_record(_settings_file(output) if is_begun(output) else _finished_record(output))
+    return None if before is None else before.get(_PROMPTS)
+
+
+def check_finished(output: Path, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+    """Refuse to take a finished output for that of a run with these settings and prompts if it is not.
+
+    Raises:
+        DareError: they differ, or are not known.
+    """
+    before = _read_record(_finished_record(output))
+    if before is None:
+        raise DareError(
+            f"{output} exists, and cannot be compared with this run, because "
+            f"{_final_settings_file(output).name} is missing or damaged; use --overwrite to write it anew, "
+            "or another --output."
+        )
+    if changes := _changes(before, settings, prompts):
+        raise DareError(
+            f"{output} was written with something else: {changes}; use --overwrite to write it anew, or "
+            "another --output."
+        )
+
+
+def written_files(output: Path) -> tuple[Path, ...]:
+    """Every file that a run with this output writes."""
+    return (output, _part(output), _settings_file(output), _final_settings_file(output))
+
+
+def _changes(before: Mapping[str, Any], settings: Mapping[str, Any], prompts: Fingerprint) -> str:
+    now = json.loads(json.dumps(settings))
+    names = sorted((before.keys() | now.keys()) - {_PROMPTS})
+    changes = [
+        f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    if (difference := prompts.difference(before.get(_PROMPTS))) is not None:
+        changes.append(difference)
+    return ", ".join(changes)
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _finished_record(output: Path) -> Path:
+    """Where a finished output's settings are: a run that ended between its two renames left the old name."""
+    left, final = _settings_file(output), _final_settings_file(output)
+    return left if left.exists() and not _part(output).exists() else final
+
+
+def _final_settings_file(output: Path) -> Path:
+    return output.with_name(output.name + ".settings.json")
 
 
 def _part(output: Path) -> Path:

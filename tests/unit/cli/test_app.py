@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from vllm_dare import __version__
+from vllm_dare.generation.fingerprint import Fingerprint
+from vllm_dare.generation.output import OutputFile
+from vllm_dare.generation.prompts import PromptRow
+from vllm_dare.generation.settings import EngineSettings, SamplingSettings, text_settings
 
 HEAVY = ("torch", "vllm", "numba", "transformers", "pyarrow", "numpy")
 
@@ -57,9 +61,18 @@ def test_a_users_error_is_one_sentence(tmp_path: Path, options: tuple[str, ...],
     assert not (tmp_path / "o.jsonl.part").exists()
 
 
+def _finish(tmp_path: Path, row: dict[str, object]) -> None:
+    """Leave the output of an earlier run of `_generate`."""
+    fingerprint = Fingerprint()
+    list(fingerprint.watch(iter([PromptRow(1, "a", {})])))
+    settings = text_settings(EngineSettings("m"), SamplingSettings(), token_ids=False)
+    file = OutputFile.open(tmp_path / "o.jsonl", settings, fingerprint, overwrite=True)
+    file.append(row)
+    file.finish()
+
+
 def test_a_complete_output_is_said_to_be_complete(tmp_path: Path) -> None:
-    row = {"id": 1, "text": "b", "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop"}
-    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    _finish(tmp_path, {"id": 1, "text": "b", "finish_reason": "stop"})
     result = _generate(tmp_path, "--json", str(tmp_path / "summary.json"))
     assert result.returncode == 0
     assert "is complete with 1 rows; use --overwrite" in result.stdout.replace("\n", " ")
@@ -67,8 +80,8 @@ def test_a_complete_output_is_said_to_be_complete(tmp_path: Path) -> None:
 
 
 def test_failed_rows_of_a_complete_output_are_not_forgotten(tmp_path: Path) -> None:
-    row = {"id": 1, "text": "", "prompt_tokens": 0, "completion_tokens": 0, "finish_reason": "error"}
-    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    _finish(tmp_path, {"id": 1, "text": "", "finish_reason": "error"})
     result = _generate(tmp_path)
-    assert result.returncode == 2
+    assert result.returncode == 3
     assert "1 of 1 rows failed" in result.stderr
+    assert "--overwrite runs everything again" in result.stderr

@@ -17,7 +17,9 @@ from rich.console import Console
 from vllm_dare.errors import DareError
 from vllm_dare.generation import job as job_module
 from vllm_dare.generation.compare import Baseline
+from vllm_dare.generation.interruption import StartInterruptedError
 from vllm_dare.generation.job import Job, Outcome, run_job
+from vllm_dare.generation.output import OutputFile
 from vllm_dare.generation.prompts import PromptRow
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
@@ -70,6 +72,15 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
     monkeypatch.setattr(job_module, "start_engine", lambda settings: FakeLLM())
     monkeypatch.setattr(job_module, "stop_engine", lambda llm: None)
     return runner
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """An interrupted run ignores further signals to its end; this process goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -129,6 +140,18 @@ def test_a_signal_stops_the_run_and_the_next_one_goes_on(
     assert _ids(job.output) == list(range(10))
 
 
+def test_a_signal_while_the_engine_starts_ends_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(settings: EngineSettings) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:
+            raise DareError("The vLLM engine did not start.") from None
+
+    monkeypatch.setattr(job_module, "start_engine", start)
+    with pytest.raises(StartInterruptedError):
+        _run(job)
+
+
 def test_a_crash_keeps_the_rows_before_it(job: Job, fake_engine: type[FakeRunner]) -> None:
     def crash(done: int) -> None:
         if done == 7:
@@ -146,7 +169,7 @@ def test_a_run_that_stopped_before_the_last_step_needs_no_engine(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(job_module.OutputFile, "finish", job_module.OutputFile.close)
+        patch.setattr(OutputFile, "finish", OutputFile.close)
         _run(job)
     monkeypatch.delattr(job_module, "start_engine")
     assert _run(job).status == "complete"
@@ -210,7 +233,59 @@ def test_comparison_with_the_baseline(job: Job, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(json.dumps(outcome.as_dict()))["comparison"]["agreement"]["rows"] == 4
 
 
-def test_an_empty_prompt_file_gives_an_empty_output(job: Job) -> None:
+def test_an_empty_prompt_file_is_refused(job: Job) -> None:
     job.prompts.write_text("")
-    assert _run(job).status == "complete"
-    assert job.output.read_text() == ""
+    with pytest.raises(DareError, match="has no rows"):
+        _run(job)
+
+
+def _change_a_prompt(job: Job) -> None:
+    job.prompts.write_text(job.prompts.read_text().replace("prompt 3", "another prompt"))
+
+
+def test_a_finished_output_does_not_pass_for_other_prompts(job: Job) -> None:
+    _run(job)
+    _change_a_prompt(job)
+    with pytest.raises(
+        DareError, match=r"the prompts \(other rows then\); use --overwrite .* another --output"
+    ):
+        _run(job)
+    with pytest.raises(DareError, match=r"the prompts \(10 rows then, 4 now\)"):
+        _run(replace(job, limit=4))
+
+
+def test_a_finished_output_does_not_pass_for_other_settings(job: Job) -> None:
+    _run(job)
+    with pytest.raises(DareError, match=r"temperature \(0.0 then, 0.7 now\); use --overwrite"):
+        _run(replace(job, sampling=SamplingSettings(temperature=0.7)))
+
+
+def test_a_finished_output_without_its_settings_cannot_be_compared(job: Job) -> None:
+    _run(job)
+    job.output.with_name("out.jsonl.settings.json").unlink()
+    with pytest.raises(DareError, match="cannot be compared with this run"):
+        _run(job)
+
+
+def test_rows_in_another_order_are_the_same_prompts(job: Job) -> None:
+    _run(job)
+    job.prompts.write_text("\n".join(reversed(job.prompts.read_text().splitlines())))
+    assert _run(job).status == "untouched"
+
+
+def test_an_unfinished_run_does_not_go_on_with_other_prompts(job: Job, fake_engine: type[FakeRunner]) -> None:
+    fake_engine.after_row = staticmethod(lambda done: os.kill(os.getpid(), signal.SIGINT))
+    _run(job)
+    _change_a_prompt(job)
+    with pytest.raises(DareError, match=r"was begun with something else: the prompts \(other rows then\)"):
+        _run(job)
+
+
+def test_a_failed_start_leaves_nothing_behind(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(settings: EngineSettings) -> None:
+        raise DareError("The vLLM engine did not start.")
+
+    monkeypatch.setattr(job_module, "start_engine", start)
+    with pytest.raises(DareError):
+        _run(job)
+    assert os.listdir(job.output.parent) == ["prompts.jsonl"]

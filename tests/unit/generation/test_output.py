@@ -1,5 +1,6 @@
 """No interruption loses a finished row, doubles one, or leaves half of one."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from vllm_dare.errors import DareError
-from vllm_dare.generation.output import OutputFile, is_begun
+from vllm_dare.generation.fingerprint import Fingerprint
+from vllm_dare.generation.output import OutputFile, check_finished, is_begun
 
 SETTINGS = {"model": "m", "temperature": 0.0, "seed": None}
 ROWS: list[dict[str, Any]] = [
@@ -21,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def _open(output: Path, *, overwrite: bool = False, **settings: Any) -> OutputFile:
-    return OutputFile.open(output, SETTINGS | settings, overwrite=overwrite)
+    return OutputFile.open(output, SETTINGS | settings, Fingerprint(), overwrite=overwrite)
 
 
 def _write(output: Path, rows: list[dict[str, Any]]) -> None:
@@ -44,7 +46,7 @@ def test_the_file_gets_its_name_only_when_finished(tmp_path: Path) -> None:
     assert _lines(file.part) == ROWS
     file.finish()
     assert _lines(output) == ROWS
-    assert os.listdir(output.parent) == ["out.jsonl"]
+    assert sorted(os.listdir(output.parent)) == ["out.jsonl", "out.jsonl.settings.json"]
 
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     file = _open(output)
     code = (
         "import sys; from pathlib import Path; from vllm_dare.generation.output import OutputFile\n"
-        "OutputFile.open(Path(sys.argv[1]), {}, overwrite=True)"
+        "OutputFile.open(Path(sys.argv[1]), {}, None, overwrite=True)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(output)], capture_output=True, text=True, check=False
@@ -142,6 +144,36 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DareError, match="cannot be written"):
         _open(tmp_path / "file" / "out.jsonl")
+
+
+def test_a_full_disk_keeps_the_rows_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = _open(tmp_path / "out.jsonl")
+    file.append(ROWS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", no_space)
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(DareError, match="No space left on device; finished rows are kept"):
+            file.append(ROWS[1])
+        with pytest.raises(DareError, match="No space left on device"):
+            file.close()
+        file.abandon()
+    assert _lines(file.part) == ROWS[:1]
+
+
+def test_a_run_without_a_row_leaves_nothing_behind(tmp_path: Path) -> None:
+    _open(tmp_path / "out.jsonl").abandon()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_end_between_the_two_renames_is_mended(tmp_path: Path) -> None:
+    file = _open(tmp_path / "out.jsonl")
+    file.append(ROWS[0])
+    os.replace(file.part, file.output)
+    file.close()
+    check_finished(file.output, SETTINGS, Fingerprint())
 
 
 def test_an_id_that_is_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
