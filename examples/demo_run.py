@@ -5,6 +5,7 @@ Everything it does is a `vllm-dare` command, which it prints before it runs it.
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ ARMS = {
 
 def main() -> None:
     """Build the pool if it is not fresh, run the three arms, compare."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is the command's, whose exit status ends this too
     build_pool()
     for name, options in ARMS.items():
         generate(name, options)

@@ -39,6 +39,10 @@ def main() -> None:
     except DareError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:  # a file or disk that no check has foreseen
+        name = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"Error: {name}{error.strerror or error}.", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

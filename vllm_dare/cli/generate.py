@@ -118,12 +118,10 @@ def generate(
 
     from vllm_dare.generation.interruption import StartInterruptedError
     from vllm_dare.generation.job import Job, run_job
+    from vllm_dare.generation.paths import check_paths
     from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
-    if output.suffix in (".gz", ".parquet"):
-        raise DareError(
-            f"--output {output} cannot be written: the output is plain JSON lines, name it .jsonl."
-        )
+    check_paths(prompts, output, json_file)
     engine = EngineSettings(
         model=model,
         pool=pool,

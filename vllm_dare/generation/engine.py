@@ -28,6 +28,16 @@ def check_pool(pool: Path, model: str) -> None:
             opened.check_tokenizer(info.name, info.fingerprint)
 
 
+def check_model(model: str) -> None:
+    """Find a mistyped model directory before vLLM takes it for a name on a model hub.
+
+    Raises:
+        DareError: the model is given as a path, and nothing is there.
+    """
+    if model.startswith((os.sep, "./", "../")) and not Path(model).exists():
+        raise DareError(f"There is no directory {model}.")
+
+
 def start_engine(settings: EngineSettings) -> Any:
     """Build a ``vllm.LLM``, warmed up with one short request.
 

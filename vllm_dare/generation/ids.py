@@ -1,5 +1,6 @@
 """A compact, growing set of row ids: eight bytes each."""
 
+import json
 from array import array
 from collections.abc import Iterable, Iterator
 
@@ -48,7 +49,7 @@ def check_unique(rows: Iterable[PromptRow], again: Iterator[PromptRow], where: s
         if _hash(row.id) not in suspects:
             continue
         if (key := id_key(row.id)) in seen:
-            raise DareError(f"{where}, row {number} repeats the id {key}; ids must be unique.")
+            raise DareError(f"{where}, row {number} repeats the id {json.dumps(row.id)}; ids must be unique.")
         seen.add(key)
     return len(hashes)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vllm_dare.errors import DareError
 from vllm_dare.generation.compare import Agreement, Baseline, agreement, run_baseline
-from vllm_dare.generation.engine import check_pool, start_engine, stop_engine
+from vllm_dare.generation.engine import check_model, check_pool, start_engine, stop_engine
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
@@ -111,6 +111,7 @@ def run_job(job: Job, console: Console) -> Outcome:
 
 
 def _run(job: Job, console: Console, interruption: Interruption) -> Outcome:
+    check_model(job.engine.model)
     if job.engine.pool is not None and job.engine.draft_tokens:
         check_pool(job.engine.pool, job.engine.model)
     fingerprint = Fingerprint(recorded_prompts(job.output))

@@ -52,6 +52,7 @@ class _Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._progress.refresh()  # the last rows may have come since the display last drew itself
         self._progress.stop()
 
     def advance(self, meter: Meter) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -43,8 +44,8 @@ def read_prompts(path: Path, limit: int | None = None) -> Iterator[PromptRow]:
 
 
 def id_key(row_id: RowId) -> str:
-    """One text for each id: the number 1 and the text "1" are different ids."""
-    return json.dumps(row_id)
+    """One text for each id: the number 1 and the text "1" are the same id, as they are in a pool."""
+    return json.dumps(str(row_id))
 
 
 def _records(path: Path) -> Iterator[Any]:
@@ -55,7 +56,7 @@ def _records(path: Path) -> Iterator[Any]:
             yield from _json_records(path)
     except FileNotFoundError:
         raise DareError(f"There is no prompt file {path}.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DareError(f"The prompt file {path} cannot be read: {error}.") from None
 
 
@@ -66,6 +67,10 @@ def _json_records(path: Path) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line)
+            except UnicodeDecodeError:
+                raise DareError(f"{path}, line {number} is not valid UTF-8.") from None
+            except RecursionError:
+                raise DareError(f"{path}, line {number} is nested too deeply.") from None
             except ValueError:
                 raise DareError(f"{path}, line {number} is not a JSON object.") from None
 
@@ -88,6 +93,8 @@ def _row(record: Any, where: str) -> PromptRow:
     row_id = record.get("id")
     if not isinstance(row_id, str | int) or isinstance(row_id, bool):
         raise DareError(f"{where} needs an `id` that is a text or a whole number, not {row_id!r}.")
+    if row_id == "":
+        raise DareError(f"{where} has an empty `id`.")
     return PromptRow(row_id, _prompt(record, where), _metadata(record), record.get("max_tokens"))
 
 

@@ -70,18 +70,20 @@ class Runner:
     def _enqueue(self, row: PromptRow) -> Iterator[dict[str, Any]]:
         """Give the row to the engine; a row that the engine refuses comes back as an error."""
         try:
-            params = self._params(row)
-            if isinstance(row.prompt, str):
-                (request_id,) = self._llm.enqueue([row.prompt], params, use_tqdm=False)
-            else:
-                (request_id,) = self._llm.enqueue_chat([row.prompt], params, use_tqdm=False)
+            (request_id,) = self._request(row)
         except EngineDeadError as error:
             raise _engine_stopped(error) from None
-        except (ValueError, TypeError, KeyError, VLLMClientError) as error:
-            yield _error_row(row, error)
+        except Exception as error:  # whatever a chat template or an image's server comes up with
+            yield _error_row(row, _reason(row, error))
         else:
             # vLLM appends a random suffix to tell a reused id apart; outputs carry the id without it
             self._pending[request_id.rsplit("-", 1)[0]] = row
+
+    def _request(self, row: PromptRow) -> list[str]:
+        params = self._params(row)
+        if isinstance(row.prompt, str):
+            return list(self._llm.enqueue([row.prompt], params, use_tqdm=False))
+        return list(self._llm.enqueue_chat([row.prompt], params, use_tqdm=False))
 
     def _step(self) -> Iterator[dict[str, Any]]:
         try:
@@ -123,7 +125,7 @@ def _output_row(row: PromptRow, output: Any) -> dict[str, Any]:
 def _group(row: PromptRow) -> dict[str, Any]:
     """The row's group goes along, so that the output can be indexed as pool documents as it is."""
     group = row.metadata.get("dare_group")
-    return {} if group is None else {"group": group}
+    return {} if group is None else {"group": str(group)}
 
 
 def _max_tokens(row: PromptRow, default: int) -> int:
@@ -139,7 +141,15 @@ def _row_seed(seed: int, row: PromptRow) -> int:
     return (seed + zlib.crc32(id_key(row.id).encode())) % 2**32
 
 
-def _error_row(row: PromptRow, error: Exception) -> dict[str, Any]:
+def _reason(row: PromptRow, error: Exception) -> str:
+    """The error's own sentence, or what kind it is where that is not one, such as a KeyError's bare key."""
+    if isinstance(error, ValueError | OSError | VLLMClientError) and str(error):
+        return str(error)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text if isinstance(row.prompt, str) else f"The messages are not valid: {text}"
+
+
+def _error_row(row: PromptRow, reason: str) -> dict[str, Any]:
     return {
         "id": row.id,
         "text": "",
@@ -147,7 +157,7 @@ def _error_row(row: PromptRow, error: Exception) -> dict[str, Any]:
         "completion_tokens": 0,
         "finish_reason": "error",
         "token_ids": [],
-        "error": str(error) or type(error).__name__,
+        "error": reason,
     }
 
 

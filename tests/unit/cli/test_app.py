@@ -50,6 +50,10 @@ def _generate(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]
         (("--engine-args", "[]"), "--engine-args must be a JSON object"),
         (("--engine-args", '{"model": "x"}'), "--engine-args may not contain 'model'"),
         (("--output", "out.parquet"), "the output is plain JSON lines"),
+        (("--output", "."), "--output . is a directory"),
+        (("--json", "nowhere/summary.json"), "there is no directory nowhere"),
+        (("--json", "."), "--json . is a directory"),
+        (("--model", "/nope"), "There is no directory /nope."),
         (("--pool", "nowhere"), "nowhere"),
     ],
 )

@@ -70,6 +70,8 @@ def test_the_full_spelling_goes_before_the_short_one(tmp_path: Path) -> None:
         ('{"prompt": "a"}', "needs an `id`"),
         ('{"id": true, "prompt": "a"}', "needs an `id`"),
         ('{"id": 1.5, "prompt": "a"}', "needs an `id`"),
+        ('{"id": "", "prompt": "a"}', "has an empty `id`"),
+        ("[" * 100_000, "line 1 is nested too deeply"),
         ('{"id": 1}', "either a `prompt` or `messages`"),
         ('{"id": 1, "prompt": "a", "messages": []}', "either a `prompt` or `messages`"),
         ('{"id": 1, "prompt": ["a"]}', "must be a text, not list"),
@@ -104,5 +106,21 @@ def test_a_torn_gzip_file(tmp_path: Path) -> None:
         list(read_prompts(path))
 
 
-def test_a_number_and_its_text_are_different_ids() -> None:
-    assert id_key(1) != id_key("1")
+def test_a_damaged_gzip_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl.gz"
+    data = bytearray(gzip.compress(b'{"id": 1, "prompt": "a"}\n' * 1000))
+    data[20:40] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(DareError, match=r"p.jsonl.gz"):
+        list(read_prompts(path))
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('{"id": 1, "prompt": "ü"}\n'.encode("latin-1"))
+    with pytest.raises(DareError, match="line 1 is not valid UTF-8"):
+        list(read_prompts(path))
+
+
+def test_a_number_and_its_text_are_one_id_as_in_a_pool() -> None:
+    assert id_key(1) == id_key("1") != id_key("2")
