@@ -1,0 +1,69 @@
+"""A row that the engine refuses is an error row, whatever the engine raises."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllm_dare.generation.prompts import PromptRow
+from vllm_dare.generation.runner import EngineStoppedError, Runner
+from vllm_dare.generation.settings import SamplingSettings
+
+MESSAGES = [{"role": "user"}]
+
+
+class FakeLLM:
+    """An engine that raises at every row, or finishes it in one step."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.llm_engine = SimpleNamespace(
+            vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=1)), step=self._step
+        )
+        self._error = error
+
+    def enqueue(self, prompts: list[Any], *_: Any, **__: Any) -> list[str]:
+        if self._error is not None:
+            raise self._error
+        return ["0-abc"]
+
+    enqueue_chat: Callable[..., list[str]] = enqueue
+
+    def _step(self) -> list[Any]:
+        completion = SimpleNamespace(text="text", token_ids=[1], finish_reason="stop")
+        return [SimpleNamespace(finished=True, request_id="0", prompt_token_ids=[1], outputs=[completion])]
+
+
+def _run(row: PromptRow, error: Exception | None = None) -> dict[str, Any]:
+    (found,) = Runner(FakeLLM(error), SamplingSettings(), lambda: False).run(iter([row]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("content"), "The messages are not valid: KeyError: 'content'"),
+        (AttributeError("no such thing"), "The messages are not valid: AttributeError: no such thing"),
+        (ValueError("The prompt is too long."), "The prompt is too long."),
+        (ConnectionError("No such host."), "No such host."),
+        (RuntimeError(), "The messages are not valid: RuntimeError"),
+    ],
+)
+def test_a_chat_that_cannot_be_used_is_an_error_row(error: Exception, sentence: str) -> None:
+    row = _run(PromptRow(1, MESSAGES, {}), error)
+    assert (row["finish_reason"], row["error"]) == ("error", sentence)
+
+
+def test_a_prompt_that_cannot_be_used_is_an_error_row() -> None:
+    assert _run(PromptRow(1, "a", {}), RuntimeError("odd"))["error"] == "RuntimeError: odd"
+
+
+def test_a_dead_engine_ends_the_run() -> None:
+    with pytest.raises(EngineStoppedError):
+        _run(PromptRow(1, "a", {}), EngineDeadError())
+
+
+def test_a_group_is_written_as_a_text() -> None:
+    assert _run(PromptRow(1, "a", {"dare_group": "users/1"}))["group"] == "users/1"
+    assert _run(PromptRow(1, "a", {"dare_group": 5}))["group"] == "5"
