@@ -24,7 +24,6 @@ def tie_engine_to_this_process() -> None:
     """Ask the engine processes that this process will start to end when it does, and not before."""
     os.environ[_RUN_PID] = str(os.getpid())
     _spare_children_ctrl_c()
-    _hush_resource_tracker()
 
 
 def end_with_run() -> None:
@@ -78,13 +77,6 @@ def _spare_children_ctrl_c() -> None:
 
     start_without_ctrl_c.spares_ctrl_c = True  # type: ignore[attr-defined]
     multiprocessing.util.spawnv_passfds = start_without_ctrl_c  # type: ignore[assignment]
-
-
-def _hush_resource_tracker() -> None:
-    """It cleans up after killed processes, and need not warn of what it does."""
-    before = os.environ.get("PYTHONWARNINGS")
-    hush = "ignore::UserWarning:multiprocessing.resource_tracker"
-    os.environ["PYTHONWARNINGS"] = f"{before},{hush}" if before else hush
 
 
 def _send(pids: set[int], number: int) -> None:

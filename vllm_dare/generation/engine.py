@@ -44,7 +44,7 @@ def start_engine(settings: EngineSettings) -> Any:
     Raises:
         DareError: vLLM is missing or did not start.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a good start says nothing
+    _hush_start()
     preload_for_cpu()
     tie_engine_to_this_process()
     try:
@@ -67,6 +67,16 @@ def start_engine(settings: EngineSettings) -> Any:
 def stop_engine(llm: Any) -> None:
     """Stop the engine's processes now rather than when Python collects the object."""
     llm.llm_engine.engine_core.shutdown()
+
+
+def _hush_start() -> None:
+    """A good start says nothing; whoever wants to hear more sets one of these."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # the second is multiprocessing's word on the shared memory of killed processes, which it then removes
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
+    )
 
 
 def _warm_up(llm: Any) -> None:

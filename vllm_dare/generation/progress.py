@@ -6,6 +6,7 @@ from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from vllm_dare.generation.meter import Figures, Meter
 
@@ -34,7 +35,8 @@ class _Bar:
         self._progress = Progress(
             TextColumn("Generating"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            # on a narrow terminal the figures give way, not the count
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))),
             TextColumn("{task.fields[figures]}"),
             TextColumn("eta"),
             TimeRemainingColumn(),
