@@ -41,6 +41,10 @@ SAMPLES = 64
 DISCOUNT = 5.0
 # One occurrence in the request's own text counts as much as this many in the pool.
 OWN_WEIGHT = 32.0
+# A chain that is drawn takes each candidate in proportion to this power of its score. Measured on sampled
+# texts with relaxed verification: always the best one made texts 12 % shorter (12.1 tokens per step), since
+# relaxing then settles on the commonest wording; power 1 kept the length but drafted 7.8 tokens per step.
+SHARPNESS = 3.0
 # At most this many different continuations are told apart at one position.
 MAX_CANDIDATES = 128
 
@@ -231,8 +235,40 @@ def _blend(tally, number, total, leftover):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=CACHE, nogil=True)
-def _next_token(table, weights, text, context, end, ranges, num_starts, own, num_places, tally):  # type: ignore[no-untyped-def]
-    """The likeliest token after context[:end] and its estimated probability; (SEPARATOR, 0) if unknown."""
+def _choose(scores, number, point):  # type: ignore[no-untyped-def]
+    """The best candidate, or with a point in [0, 1) the one whose share of the scores it falls into."""
+    if point < 0.0:
+        leader = 0
+        for c in range(1, number):
+            if scores[c] > scores[leader]:
+                leader = c
+        return leader
+    total = 0.0
+    for c in range(number):
+        total += scores[c] ** SHARPNESS
+    reached = 0.0
+    for c in range(number):
+        reached += scores[c] ** SHARPNESS
+        if point * total < reached:
+            return c
+    return number - 1
+
+
+@njit(cache=CACHE, nogil=True)
+def _point(seed, position):  # type: ignore[no-untyped-def]
+    """A number in [0, 1) for each position of a text (splitmix64); -1 for seed 0, which draws nothing."""
+    if seed == 0:
+        return -1.0
+    z = np.uint64(seed) + np.uint64(position) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=CACHE, nogil=True)
+def _next_token(table, weights, text, context, end, ranges, num_starts, own, num_places, tally, point):  # type: ignore[no-untyped-def]
+    """The token to draft after context[:end] and its estimated probability; (SEPARATOR, 0) if unknown."""
     candidates, _, scores = tally
     number = 0
     leftover = 1.0
@@ -249,16 +285,13 @@ def _next_token(table, weights, text, context, end, ranges, num_starts, own, num
                 break
     if number == 0:
         return np.int32(SEPARATOR), 0.0
-    leader = 0
-    for c in range(1, number):
-        if scores[c] > scores[leader]:
-            leader = c
-    return candidates[leader], scores[leader]
+    chosen = _choose(scores, number, point)
+    return candidates[chosen], scores[chosen]
 
 
 @njit(cache=CACHE, nogil=True)
 def draft_chain(  # type: ignore[no-untyped-def]
-    workspace, table, weights, text, size, limit, vocab_size, min_survival, draft, survival
+    workspace, table, weights, text, size, limit, seed, vocab_size, min_survival, draft, survival
 ):
     """Draft the tokens that are likely to follow text[:size].
 
@@ -269,6 +302,9 @@ def draft_chain(  # type: ignore[no-untyped-def]
         weights: float64[sources], what one occurrence in a source counts.
         text: int32[...], the request's own text; size: its length in tokens, at least 1.
         limit: at most this many draft tokens.
+        seed: 0 drafts the likeliest token at every position, which is best where the target decides alone.
+            Any other number draws among the candidates, each seed in its own way: where a relaxed rule lets
+            drafts decide wording, always the likeliest would give all texts the commonest one.
         vocab_size: ids from here on are never drafted.
         min_survival: the chain ends before the first token that survives with less probability.
         draft: int32[>= limit], receives the chain.
@@ -296,7 +332,17 @@ def draft_chain(  # type: ignore[no-untyped-def]
             text, begin, size, slots, previous, context, end, MAX_MATCH, places, lengths
         )
         token, probability = _next_token(
-            table, weights, text, context, end, ranges, num_starts, own, num_places, tally
+            table,
+            weights,
+            text,
+            context,
+            end,
+            ranges,
+            num_starts,
+            own,
+            num_places,
+            tally,
+            _point(seed, size + i),
         )
         surviving *= probability
         # A separator as the likeliest token means that documents end here.
@@ -319,6 +365,7 @@ def draft_batch(  # type: ignore[no-untyped-def]
     rows,
     sizes,
     limits,
+    seeds,
     vocab_size,
     min_survival,
     drafts,
@@ -332,7 +379,7 @@ def draft_batch(  # type: ignore[no-untyped-def]
         tables: int64[batch, sources, NUM_COLUMNS] and weights: float64[batch, sources], see `draft_chain`.
         token_ids: int32[rows, max_model_len], the requests' texts; rows: int64[batch], which of them;
             sizes: int64[batch], their lengths.
-        limits: int64[batch]; 0 or less skips a request.
+        limits: int64[batch]; 0 or less skips a request. seeds: int64[batch], see `draft_chain`.
         drafts: int32[batch, K], survivals: float32[batch, K], lengths: int64[batch]: the results.
     """
     num_sources = weights.shape[1]
@@ -348,6 +395,7 @@ def draft_batch(  # type: ignore[no-untyped-def]
             int32_array(token_ids[rows[b]].ctypes.data, sizes[b]),
             sizes[b],
             limits[b],
+            seeds[b],
             vocab_size,
             min_survival,
             drafts[b],

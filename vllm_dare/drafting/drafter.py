@@ -91,6 +91,7 @@ class Drafter:
         sizes: npt.NDArray[np.int64],
         limits: npt.NDArray[np.int64],
         sources: list[Sources],
+        seeds: npt.NDArray[np.int64] | None = None,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Draft for the requests of a batch.
 
@@ -100,6 +101,7 @@ class Drafter:
             sizes: int64[batch], the number of tokens of its text so far, prompt and output.
             limits: int64[batch], the longest chain allowed for it; cut to `max_drafts`.
             sources: for each request, from `sources()`.
+            seeds: int64[batch], see `draft_chain`; None drafts the likeliest tokens for all.
 
         Returns:
             drafts int32[batch, max_drafts], survival probabilities float32[batch, max_drafts] and chain
@@ -131,6 +133,7 @@ class Drafter:
             rows,
             sizes,
             np.minimum(limits, self.max_drafts),
+            np.zeros(batch, dtype=np.int64) if seeds is None else seeds,
             self.vocab_size,
             self.min_survival,
             drafts,

@@ -1,5 +1,6 @@
 """DareProposer: vLLM's `custom_class` proposer over the retrieval pool."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class _RequestState:
     request: Any
     sources: Sources
     rule: RequestRule
+    # Not 0 for a relaxed request: its drafts are drawn, see `vllm_dare.drafting.chain.draft_chain`.
+    seed: int
     # Output tokens after which nothing can be accepted any more.
     max_tokens: int
 
@@ -114,8 +117,9 @@ class DareProposer:
         # A step writes its accepted drafts and one token more.
         left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
+        seeds = np.array([state.seed for state in states], dtype=np.int64)
         drafts, _, lengths = self.drafter.draft(
-            token_ids_cpu, where, sizes, limits, [state.sources for state in states]
+            token_ids_cpu, where, sizes, limits, [state.sources for state in states], seeds
         )
         for i, row in enumerate(rows):
             proposals[row] = drafts[i, : lengths[i]].tolist()
@@ -134,10 +138,12 @@ class DareProposer:
         options = self._options(params.extra_args if params is not None else None)
         stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
         max_tokens = params.max_tokens if params is not None else None
+        rule = RequestRule(options.verification, stops)
         return _RequestState(
+            seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
             request=request,
             sources=self._sources(options),
-            rule=RequestRule(options.verification, stops),
+            rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
         )
 
@@ -181,3 +187,8 @@ class DareProposer:
                 type(error).__name__,
                 error,
             )
+
+
+def _seed(prompt_token_ids: list[int] | None) -> int:
+    """A seed that depends on the prompt alone, so that drafts stay a pure function of the request's text."""
+    return zlib.crc32(np.array(prompt_token_ids or [], dtype=np.int32).tobytes()) + 1

@@ -201,6 +201,40 @@ def test_rotten_suffix_array_never_reads_outside_the_segment() -> None:
         array[:] = before
 
 
+def draw(pool: FakePool, text: list[int], limit: int, seed: int) -> list[int]:
+    drafter = Drafter(pool, limit, VOCAB)  # type: ignore[arg-type]
+    one = np.ones(1, dtype=np.int64)
+    drafts, _, lengths = drafter.draft(
+        np.array([text], dtype=np.int32),
+        one - 1,
+        one * len(text),
+        one * limit,
+        [drafter.sources(None)],
+        one * seed,
+    )
+    return drafts[0, : lengths[0]].tolist()
+
+
+def test_drawn_chains_repeat_and_differ_by_seed() -> None:
+    pool = FakePool([], [[0, 1, 2], [0, 2, 1], [0, 3, 4], [0, 4, 3]] * 3)
+    assert draw(pool, [0], 8, seed=0) == draft(pool, [0], 8)[0]
+    chains = [tuple(draw(pool, [0], 8, seed)) for seed in range(1, 200)]
+    # Shorter contexts count too, so that now and then a document's end is drawn early.
+    assert (
+        {(1, 2), (2, 1), (3, 4), (4, 3)}
+        <= set(chains)
+        <= {(1, 2), (2, 1), (3, 4), (4, 3), (1,), (2,), (3,), (4,)}
+    )
+    assert chains == [tuple(draw(pool, [0], 8, seed)) for seed in range(1, 200)]
+
+
+def test_candidates_are_drawn_in_proportion_to_a_power_of_their_score() -> None:
+    pool = FakePool([], [[0, 1]] * 20 + [[0, 2]] * 15)
+    drawn = [draw(pool, [0], 1, seed)[0] for seed in range(1, 4001)]
+    expected = 20**chain.SHARPNESS / (20**chain.SHARPNESS + 15**chain.SHARPNESS)
+    assert drawn.count(1) / len(drawn) == pytest.approx(expected, abs=0.03)
+
+
 def test_batch_rows_do_not_disturb_each_other() -> None:
     rng = np.random.default_rng(1)
     corpus = [rng.integers(0, VOCAB, 100).tolist() for _ in range(5)]

@@ -47,7 +47,9 @@ class Runner:
     ) -> None:
         params = SimpleNamespace(extra_args=extra_args, max_tokens=max_tokens, all_stop_token_ids={9, 4})
         self.requests[request_id] = SimpleNamespace(
-            sampling_params=params, output_token_ids=text[len(text) - output :]
+            sampling_params=params,
+            prompt_token_ids=text[: len(text) - output],
+            output_token_ids=text[len(text) - output :],
         )
         self.texts[request_id] = text
         if request_id not in self.input_batch.req_ids:
@@ -304,7 +306,7 @@ def test_a_group_whose_file_has_gone_still_has_the_global_text(
     assert drafter.errors == 1
 
 
-@pytest.mark.parametrize("bad", [{"dare_nonsense": 1}, {"dare_top_k": 0}, {"dare_group": 7}], ids=str)
+@pytest.mark.parametrize("bad", [{"dare_nonsense": 1}, {"dare_top_k": 0}, {"dare_group": 7.5}], ids=str)
 def test_bad_keys_that_came_past_the_front_end_mean_the_defaults(
     make: Any, runner: Runner, pool: Path, bad: dict[str, Any]
 ) -> None:
@@ -339,3 +341,17 @@ def test_drafts_are_the_same_in_every_run(make: Any, runner: Runner, pool: Path)
     for number in range(8):
         runner.add(str(number), PREFIX, {"dare_group": list(TEXTS)[number % 2]})
     assert runner.propose(make(pool)) == runner.propose(make(pool))
+
+
+def test_relaxed_requests_draw_their_drafts_by_their_prompt(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool=str(pool))
+    relaxed = {"dare_verification": "relaxed"}
+    runner.add("strict", [*PREFIX, 10])
+    runner.add("relaxed", [*PREFIX, 10], relaxed)
+    runner.add("same", [*PREFIX, 10], relaxed)
+    runner.add("other", [1, *PREFIX, 10], relaxed)
+    runner.add("top_k 1", [*PREFIX, 10], relaxed | {"dare_top_k": 1})
+    drafter.rules_of_batch()
+    seeds = {key: state.seed for key, state in drafter._states.items()}
+    assert seeds["strict"] == seeds["top_k 1"] == 0
+    assert seeds["relaxed"] == seeds["same"] != seeds["other"] != 0
