@@ -143,12 +143,19 @@ def test_bad_metadata_is_the_clients_error(client: Any, xargs: dict[str, Any], k
     assert len(text_of(client, "Write a preference analysis", max_tokens=5)) > 0
 
 
-def test_bad_metadata_of_a_stream_is_an_error_that_names_the_key(client: Any) -> None:
-    """vLLM checks a streamed request after its answer, a 200, has begun: the error is the first event."""
-    stream = complete(client, "x", {"dare_nonsense": 1}, stream=True)
-    with pytest.raises(openai.APIError, match="dare_nonsense") as caught:
-        list(stream)
-    assert caught.value.body["code"] == 400
+@pytest.mark.parametrize("chat", [False, True], ids=["completion", "chat"])
+def test_bad_metadata_of_a_stream_is_refused_before_it_begins(client: Any, chat: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match="dare_nonsense") as caught:
+        if chat:
+            client.chat.completions.create(
+                model="demo",
+                messages=[{"role": "user", "content": "x"}],
+                stream=True,
+                extra_body={"vllm_xargs": {"dare_nonsense": 1}},
+            )
+        else:
+            complete(client, "x", {"dare_nonsense": 1}, stream=True)
+    assert caught.value.status_code == 400
 
 
 def test_another_plugins_keys_are_left_alone(client: Any, demo_prompts: list[dict[str, Any]]) -> None:
