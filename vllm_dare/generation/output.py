@@ -16,6 +16,7 @@ from typing import Any, Self
 from vllm_dare.errors import DareError
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet
+from vllm_dare.pool.files import sync_directory
 
 _FSYNC_SECONDS = 1.0
 _PROMPTS = "prompts"  # the key of the fingerprint among the settings
@@ -84,7 +85,7 @@ class OutputFile:
             self._sync()
             os.replace(self.part, self.output)
             os.replace(self.settings_file, _final_settings_file(self.output))
-            _sync_folder(self.output.parent)
+            sync_directory(self.output.parent)
         os.close(self._descriptor)
 
     def close(self) -> None:
@@ -292,11 +293,3 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("id"), str | int) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
