@@ -64,15 +64,13 @@ def read_prompts(shared: Path, users: int) -> list[str]:
     return [row["prompt"] for row in rows if row["id"] in test_users][:users]
 
 
-def build_pool(shared: Path, name: str, output: Path) -> Path:
-    """The pool of the model's own earlier texts."""
+def build_pool(shared: Path, name: str, output: Path) -> None:
+    """Build the pool of the model's own earlier texts."""
     from vllm_dare.pool.build import build_pool as build
     from vllm_dare.pool.documents import read_documents
 
-    if not output.exists():
-        documents = read_documents([shared / "data" / "ml1m" / f"{name}.jsonl.gz"])
-        build(documents, str(shared / "models" / "recllm-6m"), output, provenance="strict")
-    return output
+    documents = read_documents([shared / "data" / "ml1m" / f"{name}.jsonl.gz"])
+    build(documents, str(shared / "models" / "recllm-6m"), output, provenance="strict")
 
 
 def engine_options(arm: Arm, pools: Path) -> dict[str, Any]:
