@@ -50,7 +50,7 @@ def kill_descendants() -> None:
     found: set[int] = set()
     quiet_looks = 0
     while quiet_looks < _QUIET_LOOKS:
-        new = _descendants(os.getpid()) - found
+        new = descendants(os.getpid()) - found
         quiet_looks = 0 if new else quiet_looks + 1
         found |= new
         _send(new, signal.SIGSTOP)
@@ -85,7 +85,8 @@ def _send(pids: set[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _descendants(root: int) -> set[int]:
+def descendants(root: int) -> set[int]:
+    """The ids of all processes below ``root``, without multiprocessing's resource tracker."""
     parents = {int(entry.name): _parent(entry) for entry in Path("/proc").glob("[0-9]*")}
     found, added = {root}, {root}
     while added:

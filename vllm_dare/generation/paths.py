@@ -1,6 +1,7 @@
 """Look at a run's files before anything is written or started."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from vllm_dare.errors import DareError
@@ -26,19 +27,29 @@ def check_paths(prompts: Path, output: Path, summary: Path | None) -> None:
                 "--output."
             )
     if summary is not None:
-        _check_summary(summary, prompts, output)
+        check_report_file("--json", summary, (prompts, *written_files(output)))
 
 
-def _check_summary(summary: Path, prompts: Path, output: Path) -> None:
-    for other in (prompts, *written_files(output)):
-        if _is_same(summary, other):
-            raise DareError(f"--json {summary} is the file {other}, too; choose another one.")
-    if summary.is_dir():
-        raise DareError(f"--json {summary} is a directory; name a file.")
-    if not summary.parent.is_dir():
-        raise DareError(f"--json {summary} cannot be written: there is no directory {summary.parent}.")
-    if not os.access(summary if summary.exists() else summary.parent, os.W_OK):
-        raise DareError(f"--json {summary} cannot be written: permission denied.")
+def check_report_file(option: str, path: Path, others: Iterable[Path]) -> None:
+    """Refuse a file that could not be written when the run is over.
+
+    Args:
+        option: how the command line calls it, for the message.
+        path: the file.
+        others: the run's other files, which it must not be.
+
+    Raises:
+        DareError: see the message.
+    """
+    for other in others:
+        if _is_same(path, other):
+            raise DareError(f"{option} {path} is the file {other}, too; choose another one.")
+    if path.is_dir():
+        raise DareError(f"{option} {path} is a directory; name a file.")
+    if not path.parent.is_dir():
+        raise DareError(f"{option} {path} cannot be written: there is no directory {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DareError(f"{option} {path} cannot be written: permission denied.")
 
 
 def _is_same(one: Path, other: Path) -> bool:

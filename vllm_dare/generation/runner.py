@@ -32,15 +32,18 @@ class Runner:
         llm: a started engine that nothing else feeds.
         sampling: how tokens are chosen.
         stopped: asked before each step; once true, unfinished rows are dropped and no more come.
+        window: so many rows are with the engine at a time; None keeps its queue from running dry.
     """
 
-    def __init__(self, llm: Any, sampling: SamplingSettings, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, llm: Any, sampling: SamplingSettings, stopped: Callable[[], bool], window: int | None = None
+    ) -> None:
         self._llm = llm
         self._sampling = sampling
         self._stopped = stopped
         self._pending: dict[str, PromptRow] = {}
         seats = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._window = seats * (1 + _WAITING_PER_SEAT)
+        self._window = seats * (1 + _WAITING_PER_SEAT) if window is None else window
 
     def run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
         """Yield an output row for each of ``rows``, in the order in which they finish.
