@@ -3,11 +3,11 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_dare.errors import DareError
+from vllm_dare.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from vllm_dare.generation.job import Job, Outcome
 
 SOME_ROWS_FAILED = 3  # 2 is a usage error
-
-_INPUT, _DRAFTS, _SAMPLING, _ENGINE, _OUTPUT = "Input and output", "Drafts", "Sampling", "Engine", "Reports"
 
 
 class VerificationMode(StrEnum):
@@ -28,84 +26,64 @@ class VerificationMode(StrEnum):
 
 def generate(
     *,
-    model: Annotated[str, typer.Option(help="Model directory or name.", rich_help_panel=_INPUT)],
-    prompts: Annotated[
-        Path,
-        typer.Option(
-            help="Rows with id and prompt (or messages): .jsonl, .jsonl.gz or .parquet.",
-            rich_help_panel=_INPUT,
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="JSON lines to write.", rich_help_panel=_INPUT)],
+    model: options.Model,
+    prompts: options.Prompts,
+    output: Annotated[Path, typer.Option(help="JSON lines to write.", rich_help_panel=options.INPUT)],
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take only the first rows.", rich_help_panel=_INPUT)
+        int | None, typer.Option(min=1, help="Take only the first rows.", rich_help_panel=options.INPUT)
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=_INPUT)
+        bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=options.INPUT)
     ] = False,
     token_ids: Annotated[
         bool,
         typer.Option(
             "--token-ids",
             help="Write token ids too: pool documents without a tokenizer's rounding.",
-            rich_help_panel=_INPUT,
+            rich_help_panel=options.INPUT,
         ),
     ] = False,
-    pool: Annotated[
-        Path | None,
-        typer.Option(
-            help="Retrieval pool; without one, drafts come from each row's own text.", rich_help_panel=_DRAFTS
-        ),
-    ] = None,
+    pool: options.Pool = None,
     verification: Annotated[
         VerificationMode,
         typer.Option(
             help="strict: the text that plain vLLM writes; relaxed: faster, wording may change.",
-            rich_help_panel=_DRAFTS,
+            rich_help_panel=options.DRAFTS,
         ),
     ] = VerificationMode.strict,
     draft_tokens: Annotated[
-        int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=_DRAFTS)
+        int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=options.DRAFTS)
     ] = 16,
     no_drafts: Annotated[
-        bool, typer.Option("--no-drafts", help="Plain vLLM, for comparison.", rich_help_panel=_DRAFTS)
+        bool, typer.Option("--no-drafts", help="Plain vLLM, for comparison.", rich_help_panel=options.DRAFTS)
     ] = False,
-    max_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Most tokens a row; a row's own max_tokens goes first.", rich_help_panel=_SAMPLING
-        ),
-    ] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=_SAMPLING)] = 0.0,
-    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="1 is off.", rich_help_panel=_SAMPLING)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0 is off.", rich_help_panel=_SAMPLING)] = 0,
+    max_tokens: options.MaxTokens = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=options.SAMPLING)
+    ] = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Make each sampled row repeatable.", rich_help_panel=_SAMPLING)
+        int | None,
+        typer.Option(min=0, help="Make each sampled row repeatable.", rich_help_panel=options.SAMPLING),
     ] = None,
     max_num_seqs: Annotated[
-        int | None, typer.Option(min=1, help="Rows generated at a time.", rich_help_panel=_ENGINE)
+        int | None, typer.Option(min=1, help="Rows generated at a time.", rich_help_panel=options.ENGINE)
     ] = None,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of prompt and text together.", rich_help_panel=_ENGINE),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Weights' type, such as bfloat16.", rich_help_panel=_ENGINE)
-    ] = None,
-    engine_args: Annotated[
-        str, typer.Option(help="Further vllm.LLM arguments as JSON.", metavar="JSON", rich_help_panel=_ENGINE)
-    ] = "{}",
+    max_model_len: options.MaxModelLen = None,
+    dtype: options.Dtype = None,
+    engine_args: options.EngineArgs = "{}",
     compare_baseline: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="N",
             help="Run the first N rows without drafts too, and compare.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the summary as JSON.", rich_help_panel=_OUTPUT)
+        Path | None, typer.Option("--json", help="Write the summary as JSON.", rich_help_panel=options.OUTPUT)
     ] = None,
 ) -> None:
     """Write a text for every prompt, with drafts from a retrieval pool.
@@ -130,7 +108,7 @@ def generate(
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         dtype=dtype,
-        engine_args=_json_object(engine_args),
+        engine_args=options.json_object(engine_args),
     )
     job = Job(
         prompts=prompts,
@@ -187,15 +165,3 @@ def _how_to_go_on(job: "Job", outcome: "Outcome") -> str:
     done = outcome.earlier + outcome.figures.rows
     again = "the same command without --overwrite" if job.overwrite else "the same command again"
     return f"Interrupted: {done} of {outcome.total} rows are in {job.output}.part; run {again} to go on."
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise DareError(
-            f"--engine-args must be a JSON object such as '{{\"enforce_eager\": true}}', not {text!r}."
-        )
-    return value
