@@ -1,6 +1,7 @@
 """Start and stop the vLLM engine of a batch run."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def check_model(model: str) -> None:
 
 
 def start_engine(settings: EngineSettings) -> Any:
-    """Build a ``vllm.LLM``, warmed up with one short request.
+    """Build the ``vllm.LLM`` of a batch run, see `start_llm`."""
+    return start_llm(settings.llm_args())
+
+
+def start_llm(arguments: Mapping[str, Any]) -> Any:
+    """Build a ``vllm.LLM`` with these arguments, warmed up with one short request.
 
     Raises:
         DareError: vLLM is missing or did not start.
@@ -55,7 +61,7 @@ def start_engine(settings: EngineSettings) -> Any:
             "`pip install 'vllm-dare[cpu]'`, and see `vllm-dare doctor`."
         ) from None
     try:
-        llm = LLM(**settings.llm_args())
+        llm = LLM(**arguments)
         _warm_up(llm)
     except DareError:
         raise
