@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vllm_dare import __version__
+from vllm_dare.cli.bench import bench
 from vllm_dare.cli.doctor import doctor
 from vllm_dare.cli.generate import generate
 from vllm_dare.cli.pool import app as pool_app
@@ -13,6 +14,7 @@ from vllm_dare.errors import DareError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(generate)
+app.command()(bench)
 app.command()(doctor)
 app.add_typer(pool_app, name="pool")
 
