@@ -28,6 +28,23 @@ class VerificationConfig(BaseModel):
     guard_stop_tokens: bool = True
 
 
+class LiveConfig(BaseModel):
+    """Learning while serving: what the engine writes drafts for later requests, kept in ``<pool>/live``.
+
+    Attributes:
+        max_tokens: the most tokens kept, on disk and in memory together; beyond it the segments that were
+            written the longest ago are dropped. A token that is in a group's text and in everybody's counts
+            once.
+        learn_relaxed: whether text of relaxed requests is learned too. Drafts from such text pull what is
+            written further and further from the model's own wording.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int = Field(default=2**22, ge=2**12)
+    learn_relaxed: bool = False
+
+
 class DareConfig(BaseModel):
     """What an operator may set, in ``additional_config={"dare": {...}}``.
 
@@ -37,6 +54,9 @@ class DareConfig(BaseModel):
         allow_override: whether a request may choose its own ``dare_verification``, ``dare_top_k``,
             ``dare_min_prob`` and ``dare_min_ratio``; the group keys are always allowed.
         verify_pool: whether start-up reads every segment and compares its checksum (about a second per GB).
+        live: see `LiveConfig`; None, the default, learns nothing. Needs a pool, which may still be missing.
+        draft_budget: "auto" sends the drafts that pay at the engine's load, see
+            `vllm_dare.drafting.budget`; "fixed" sends all there are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +65,8 @@ class DareConfig(BaseModel):
     verification: VerificationConfig = VerificationConfig()
     allow_override: bool = True
     verify_pool: bool = True
+    live: LiveConfig | None = None
+    draft_budget: Literal["auto", "fixed"] = "auto"
 
     @classmethod
     def from_additional_config(cls, additional_config: Any) -> "DareConfig":
@@ -59,9 +81,15 @@ class DareConfig(BaseModel):
                 f"additional_config['dare'] must be a dictionary of settings, not {settings!r}."
             )
         try:
-            return cls.model_validate(dict(settings))
+            config = cls.model_validate(dict(settings))
         except ValidationError as error:
             raise ConfigError(_one_sentence(error)) from None
+        if config.live is not None and config.pool is None:
+            raise ConfigError(
+                "The setting dare.live needs dare.pool, the directory to learn into: set it (it is made if it "
+                "does not exist), or leave dare.live out."
+            )
+        return config
 
 
 def _one_sentence(error: ValidationError) -> str:
@@ -73,5 +101,9 @@ def _one_sentence(error: ValidationError) -> str:
 
 
 def _known_settings(parents: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = VerificationConfig if parents == ("verification",) else DareConfig
+    nested: dict[tuple[int | str, ...], type[BaseModel]] = {
+        ("verification",): VerificationConfig,
+        ("live",): LiveConfig,
+    }
+    model = nested.get(parents, DareConfig)
     return ", ".join(model.model_fields)

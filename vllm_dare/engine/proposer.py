@@ -1,5 +1,6 @@
 """DareProposer: vLLM's `custom_class` proposer over the retrieval pool."""
 
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
+from vllm_dare.drafting.budget import compile_budget, kind_of
 from vllm_dare.drafting.drafter import Drafter, Sources
 from vllm_dare.engine import plugin
+from vllm_dare.engine.pacing import DraftPacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import RequestOptions
@@ -32,6 +35,8 @@ class _RequestState:
     seed: int
     # Output tokens after which nothing can be accepted any more.
     max_tokens: int
+    # For the draft budget, see `vllm_dare.drafting.budget.kind_of`.
+    kind: int
 
 
 class DareProposer:
@@ -54,6 +59,7 @@ class DareProposer:
         pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size())
         self.errors = 0
+        self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
         self._runner: Any = None
         self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
@@ -61,6 +67,8 @@ class DareProposer:
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM's moment for loading: compile the kernels, so that no request waits for it."""
         self.drafter.compile()
+        if self._pacing is not None:
+            compile_budget()
 
     def bind(self, runner: Any) -> None:
         """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
@@ -106,6 +114,7 @@ class DareProposer:
         num_tokens_no_spec: npt.NDArray[np.int32],
         token_ids_cpu: npt.NDArray[np.int32],
     ) -> list[list[int]]:
+        began = time.perf_counter()
         proposals: list[list[int]] = [[] for _ in sampled_token_ids]
         rows = [row for row, sampled in enumerate(sampled_token_ids) if sampled]
         if not rows:
@@ -113,17 +122,41 @@ class DareProposer:
         request_ids = self._runner.input_batch.req_ids
         states = [self._state(request_ids[row]) for row in rows]
         where = np.array(rows, dtype=np.int64)
+        kinds = np.array([state.kind for state in states], dtype=np.int64)
+        if self._pacing is not None:
+            self._end_step(self._pacing, began, states, where, kinds, sampled_token_ids)
+            if self._pacing.rests(states, kinds, time.perf_counter()):
+                return proposals
         sizes = num_tokens_no_spec[where].astype(np.int64)
         # A step writes its accepted drafts and one token more.
         left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
         seeds = np.array([state.seed for state in states], dtype=np.int64)
-        drafts, _, lengths = self.drafter.draft(
+        look_up_began = time.perf_counter()
+        drafts, survivals, lengths = self.drafter.draft(
             token_ids_cpu, where, sizes, limits, [state.sources for state in states], seeds
         )
+        if self._pacing is not None:
+            now = time.perf_counter()
+            lengths = self._pacing.send(states, kinds, survivals, lengths, now, now - look_up_began)
         for i, row in enumerate(rows):
             proposals[row] = drafts[i, : lengths[i]].tolist()
         return proposals
+
+    def _end_step(
+        self,
+        pacing: DraftPacing,
+        at: float,
+        states: list[_RequestState],
+        rows: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.int64],
+        sampled_token_ids: list[list[int]],
+    ) -> None:
+        """Tell the draft budget about the step that has just been sampled."""
+        ends = self._runner.query_start_loc.np[: len(sampled_token_ids) + 1].astype(np.int64)
+        scheduled = np.diff(ends)[rows]
+        written = np.array([len(sampled_token_ids[row]) for row in rows])
+        pacing.step_ended(at, states, kinds, scheduled, written, len(sampled_token_ids), int(ends[-1]))
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]
@@ -145,6 +178,7 @@ class DareProposer:
             sources=self._sources(options),
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
+            kind=kind_of(params is not None and params.temperature > 0, rule.relaxes),
         )
 
     def _options(self, extra_args: dict[str, Any] | None) -> RequestOptions:

@@ -45,7 +45,9 @@ class Runner:
         output: int = 1,
         max_tokens: int | None = 30,
     ) -> None:
-        params = SimpleNamespace(extra_args=extra_args, max_tokens=max_tokens, all_stop_token_ids={9, 4})
+        params = SimpleNamespace(
+            extra_args=extra_args, max_tokens=max_tokens, all_stop_token_ids={9, 4}, temperature=0.0
+        )
         self.requests[request_id] = SimpleNamespace(
             sampling_params=params,
             prompt_token_ids=text[: len(text) - output],
@@ -68,6 +70,7 @@ class Runner:
             text = self.texts[request_id]
             tokens[row, : len(text)] = text
             sizes[row] = len(text)
+        self.query_start_loc = SimpleNamespace(np=np.arange(len(ids) + 1, dtype=np.int32))
         sampled = [[] if i in waiting else self.texts[i][-1:] for i in ids]
         return dict(zip(ids, drafter.propose(sampled, sizes, tokens), strict=True))
 
@@ -110,7 +113,9 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
     def make(pool: Path | None, **settings: Any) -> DareProposer:
-        dare = settings if pool is None else {"pool": str(pool), **settings}
+        dare = {"draft_budget": "fixed", **settings}
+        if pool is not None:
+            dare["pool"] = str(pool)
         config = SimpleNamespace(
             additional_config={"dare": dare},
             speculative_config=SimpleNamespace(num_speculative_tokens=MAX_DRAFTS),

@@ -1,0 +1,182 @@
+"""How many draft tokens are worth verifying at this load.
+
+A step with B sequences and m draft tokens writes B tokens and, on average, the sum of the drafts' survival
+probabilities. Survival never rises along a chain, so the m most probable draft tokens of the whole batch
+are the beginnings of chains, and no other m tokens promise more. With T(m) the seconds of such a step,
+look-up included, the budget sends the m tokens that maximise
+
+    (B + s_1 + … + s_m) / T(m),    s_1 >= s_2 >= … the survivals of the batch.
+
+On an idle GPU T hardly rises and whole chains go out; where verification costs, the tokens that pay do, be
+it a few from every chain or all from one. T and what survivals are worth are learned while serving:
+`vllm_dare.drafting.step_costs` and `vllm_dare.drafting.calibration`. What is never tried is never learned,
+so now and then a step tries another number; such steps may cost about 1 % of the time. Where drafts do not
+even pay for their look-up, it rests and is tried again now and then.
+
+Which drafts are sent is no matter of correctness: a strict request's text does not depend on it.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from vllm_dare.drafting.calibration import Calibration
+from vllm_dare.drafting.step_costs import StepCosts, StepLoad
+from vllm_dare.pool.kernels import CACHE
+
+# Greedy or sampled, times strict or relaxed.
+NUM_KINDS = 4
+
+# The share of time that steps which try something may cost, and what they may cost at the start, in steps.
+_TRIAL_SHARE = 0.01
+_FIRST_TRIALS = 10.0
+# Worth is a mean over so many steps; look-ups rest for between so many.
+_WORTH_STEPS = 32
+_SHORTEST_REST, _LONGEST_REST = 4, 64
+_LOOK_UP_STEPS = 20
+# A step has at most so many times the drafts of any before it: what those cost is not known yet.
+_GROWTH = 4
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def kind_of(sampled: bool, relaxed: bool) -> int:
+    """The kind of a request, as `DraftBudget.choose` takes it."""
+    return sampled + 2 * relaxed
+
+
+class DraftBudget:
+    """Chooses how much of each chain is sent; tell it what became of every step.
+
+    A pure function of what it was told: it looks at no clock.
+
+    Attributes:
+        costs: what steps cost; tell it with `costs.observe`.
+        calibration: what survivals are worth; tell it with `calibration.observe`.
+    """
+
+    def __init__(self) -> None:
+        self.costs = StepCosts()
+        self.calibration = Calibration(NUM_KINDS)
+        self._look_up = 0.0  # seconds per sequence
+        self._largest = 0  # number of drafts sent in a step so far
+        # What trials may cost by now, in seconds; None before the first step.
+        self._allowance: float | None = None
+        self._trials = 0
+        # What drafting saves, in steps without drafts; below 0, look-ups rest.
+        self._worth = 1.0
+        self._rest_length, self._rest_left = _SHORTEST_REST, 0
+
+    def rests(self) -> bool:
+        """Whether this step should do without a look-up; to be asked once a step."""
+        if self._rest_left == 0:
+            return False
+        self._rest_left -= 1
+        return True
+
+    def choose(
+        self,
+        survivals: npt.NDArray[np.float32],
+        lengths: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.int64],
+        look_up_seconds: float,
+    ) -> npt.NDArray[np.int64]:
+        """How many tokens of each chain to send.
+
+        Args:
+            survivals: float32[sequences, K], the probability that a chain is right up to and including
+                each token, non-increasing; anything beyond a chain's length.
+            lengths: int64[sequences], of the chains.
+            kinds: int64[sequences], see `kind_of`.
+            look_up_seconds: what finding these drafts took.
+
+        Returns:
+            int64[sequences], at most `lengths`.
+        """
+        self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
+        if not self.costs.known:
+            self._largest = int(lengths.sum())
+            return lengths
+        corrected = self.calibration.correct(survivals, lengths, kinds)
+        ranked = np.sort(corrected, axis=None)[::-1]
+        most = min(int(lengths.sum()), _GROWTH * max(self._largest, len(kinds)))
+        tokens = np.empty(most + 1)
+        tokens[0] = 0.0
+        np.cumsum(ranked[:most], out=tokens[1:])
+        tokens += len(kinds)
+        plain = self.costs.curve(len(kinds), int((kinds & 1).sum()), most)
+        seconds = plain + self._look_up * len(kinds)
+        rates = tokens / seconds
+        best = int(rates.argmax())
+        self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
+        number = self._try_another(best, tokens, seconds, rates[best])
+        self._largest = max(self._largest, number)
+        chosen = np.zeros_like(lengths)
+        if number > 0:
+            _cut(corrected, lengths, ranked[number - 1], number, chosen)
+        return chosen
+
+    def _rest_if_worthless(self, saved: float) -> None:
+        """Let look-ups rest where they cost more than they save, each time for longer."""
+        if self._worth < 0:  # this step is the look after a rest
+            self._worth = saved
+            self._rest_length = _SHORTEST_REST if saved > 0 else min(2 * self._rest_length, _LONGEST_REST)
+        else:
+            self._worth += (saved - self._worth) / _WORTH_STEPS
+        self._rest_left = self._rest_length if self._worth < 0 else 0
+
+    def _try_another(
+        self, best: int, tokens: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64], rate: float
+    ) -> int:
+        """The best number, or the next one to be tried if what that loses has been saved up."""
+        if self._allowance is None:
+            self._allowance = _FIRST_TRIALS * seconds[best]
+        self._allowance += _TRIAL_SHARE * seconds[best]
+        number = self._next_trial(len(tokens) - 1)
+        if number == best:
+            self._trials += 1
+            return best
+        loss = seconds[number] - tokens[number] / rate
+        if loss > self._allowance:
+            return best
+        self._allowance -= loss
+        self._trials += 1
+        return number
+
+    def _next_trial(self, most: int) -> int:
+        """In turn no drafts at all and some number, these spread evenly on a logarithmic scale."""
+        if self._trials % 2 == 0 or most == 0:
+            return 0
+        exponent: float = self._trials * _GOLDEN_RATIO % 1
+        return round(float(most) ** exponent)
+
+
+def compile_budget() -> None:
+    """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
+    budget = DraftBudget()
+    survivals = np.array([[0.9, 0.8]], dtype=np.float32)
+    one = np.ones(1, dtype=np.int64)
+    for _ in range(8):
+        lengths = budget.choose(survivals, 2 * one, 0 * one, 1e-5)
+        budget.costs.observe(1e-3, StepLoad(1, 0, int(lengths[0])))
+        budget.calibration.observe(survivals, 0 * one, lengths, 0 * one)
+
+
+@njit(cache=CACHE, nogil=True)
+def _cut(survivals, lengths, least, number, chosen):  # type: ignore[no-untyped-def]
+    """Take the `number` tokens that survive with `least` or more, of those with just `least` the first."""
+    above = 0
+    for i in range(lengths.size):
+        for j in range(lengths[i]):
+            if survivals[i, j] <= least:
+                break
+            above += 1
+    ties = number - above
+    for i in range(lengths.size):
+        for j in range(lengths[i]):
+            if survivals[i, j] < least:
+                break
+            if survivals[i, j] == least:
+                if ties == 0:
+                    break
+                ties -= 1
+            chosen[i] += 1
