@@ -16,6 +16,8 @@ even pay for their look-up, it rests and is tried again now and then.
 Which drafts are sent is no matter of correctness: a strict request's text does not depend on it.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -146,8 +148,8 @@ class DraftBudget:
         """In turn no drafts at all and some number, these spread evenly on a logarithmic scale."""
         if self._trials % 2 == 0 or most == 0:
             return 0
-        exponent: float = self._trials * _GOLDEN_RATIO % 1
-        return round(float(most) ** exponent)
+        exponent = self._trials * _GOLDEN_RATIO % 1
+        return round(math.pow(most, exponent))
 
 
 def compile_budget() -> None:
