@@ -86,8 +86,8 @@ class DareConfig(BaseModel):
             raise ConfigError(_one_sentence(error)) from None
         if config.live is not None and config.pool is None:
             raise ConfigError(
-                "The setting dare.live needs dare.pool, the directory to learn into: set it (it is made if it "
-                "does not exist), or leave dare.live out."
+                "The setting dare.live needs dare.pool, the directory to learn into: set it (it is made if "
+                "it does not exist), or leave dare.live out."
             )
         return config
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from vllm_dare.drafting.chain import draft_batch, workspace_size
 from vllm_dare.pool.kernels import NUM_COLUMNS, segment_row
+from vllm_dare.pool.live import LivePool, LiveRun
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import Segment
 
@@ -30,12 +31,14 @@ class Sources:
         weights: float64[segments], what one occurrence in each counts.
     """
 
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment | LiveRun, ...]
     table: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, group: tuple[Segment, ...] = (), overall: tuple[Segment, ...] = ()) -> "Sources":
+    def of(
+        cls, group: tuple[Segment | LiveRun, ...] = (), overall: tuple[Segment | LiveRun, ...] = ()
+    ) -> "Sources":
         """The segments of a group and the global ones; without any, the own text alone drafts."""
         segments = (*group, *overall)
         table = np.zeros((len(segments), NUM_COLUMNS), dtype=np.int64)
@@ -51,17 +54,25 @@ class Drafter:
         pool: the retrieval pool; None drafts from each request's own text alone.
         max_drafts: the longest chain, in tokens.
         vocab_size: no token id from here on is ever drafted.
+        live: what has been learned while serving; None without learning.
         min_survival: a chain ends before the first token that survives with less probability; 0 keeps
             every chain at full length.
     """
 
     def __init__(
-        self, pool: RetrievalPool | None, max_drafts: int, vocab_size: int, min_survival: float = 0.0
+        self,
+        pool: RetrievalPool | None,
+        max_drafts: int,
+        vocab_size: int,
+        min_survival: float = 0.0,
+        live: LivePool | None = None,
     ) -> None:
         self.pool = pool
         self.max_drafts = max_drafts
         self.vocab_size = vocab_size
         self.min_survival = min_survival
+        self._live = live
+        self._live_version = 0
         self._workspace = np.empty(0, dtype=np.int64)
         # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
@@ -74,11 +85,19 @@ class Drafter:
         """
         if self.pool is None:
             return Sources.of()
-        if group not in self.pool.groups:
+        learned: tuple[tuple[Segment | LiveRun, ...], ...] = ((), ())
+        if self._live is not None:
+            if self._live_version != self._live.version:
+                self._sources.clear()
+                self._live_version = self._live.version
+            learned = self._live.segments(group)
+        elif group not in self.pool.groups:
             group = None
         sources = self._sources.pop(group, None)
         if sources is None:
-            sources = Sources.of(self.pool.group_segments(group), self.pool.global_segments())
+            sources = Sources.of(
+                (*self.pool.group_segments(group), *learned[0]), (*self.pool.global_segments(), *learned[1])
+            )
             if len(self._sources) >= _MAX_GROUPS:
                 del self._sources[next(iter(self._sources))]
         self._sources[group] = sources

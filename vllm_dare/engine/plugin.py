@@ -140,6 +140,18 @@ def _bind_runner(original: Any) -> Any:
     return load_model
 
 
+def _close_drafter(original: Any) -> Any:
+    def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.engine.proposer import DareProposer
+
+        drafter = getattr(self, "drafter", None)
+        if isinstance(drafter, DareProposer):
+            drafter.close()
+        return original(self, *args, **kwargs)
+
+    return shutdown
+
+
 def _relax(original: Any) -> Any:
     signature = inspect.signature(original)
 
@@ -252,6 +264,15 @@ CPU_RUNNER_BINDING = Patch(
     until="As the runner binding.",
     wrap=_bind_runner,
 )
+RUNNER_SHUTDOWN = Patch(
+    name="runner shutdown",
+    module="vllm.v1.worker.gpu_model_runner",
+    qualname="GPUModelRunner.shutdown",
+    parameters=("self",),
+    why="What was learned last goes to disk before the engine ends, of which vLLM tells no proposer.",
+    until="vLLM closes custom_class proposers.",
+    wrap=_close_drafter,
+)
 RELAXED_ACCEPTANCE = Patch(
     name="relaxed acceptance",
     module="vllm.v1.sample.rejection_sampler",
@@ -306,7 +327,12 @@ def ledger() -> tuple[Patch, ...]:
 def _worker_patches() -> tuple[Patch, ...]:
     from vllm.platforms import current_platform
 
-    return (RUNNER_BINDING, RELAXED_ACCEPTANCE, *(_CPU_PATCHES if current_platform.is_cpu() else ()))
+    return (
+        RUNNER_BINDING,
+        RUNNER_SHUTDOWN,
+        RELAXED_ACCEPTANCE,
+        *(_CPU_PATCHES if current_platform.is_cpu() else ()),
+    )
 
 
 def register() -> None:

@@ -4,6 +4,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import compile_budget, kind_of
 from vllm_dare.drafting.drafter import Drafter, Sources
 from vllm_dare.engine import plugin
+from vllm_dare.engine.learning import Learner, Written, stop_tokens
 from vllm_dare.engine.pacing import DraftPacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
@@ -35,6 +37,8 @@ class _RequestState:
     seed: int
     # Output tokens after which nothing can be accepted any more.
     max_tokens: int
+    # The group that drafts for it, and that learns what it writes; None without one.
+    group: str | None
     # For the draft budget, see `vllm_dare.drafting.budget.kind_of`.
     kind: int
 
@@ -57,7 +61,11 @@ class DareProposer:
         self.config = DareConfig.from_additional_config(vllm_config.additional_config)
         self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
         pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
-        self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size())
+        self._learner = (
+            Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
+        )
+        live = self._learner.live if self._learner is not None else None
+        self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
         self.errors = 0
         self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
         self._runner: Any = None
@@ -77,7 +85,17 @@ class DareProposer:
         self._runner = runner
         # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
         self._drafts_here = get_tp_group().rank_in_group == 0
+        if self._learner is not None and self._drafts_here:
+            self._learner.start()
+            Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(runner.rejection_sampler, self.rules_of_batch)
+
+    def close(self) -> None:
+        """The engine is about to end: write down what it has learned, cut short as some texts may be."""
+        if self._learner is not None and self._drafts_here:
+            self._learn(list(self._states.values()))
+            self._states.clear()
+            self._learner.close()
 
     def rules_of_batch(self) -> Sequence[RequestRule]:
         """The acceptance rule of every request in the running batch, in batch order."""
@@ -172,12 +190,14 @@ class DareProposer:
         stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
         max_tokens = params.max_tokens if params is not None else None
         rule = RequestRule(options.verification, stops)
+        group = self._group(options)
         return _RequestState(
             seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
             request=request,
-            sources=self._sources(options),
+            sources=self._sources(group),
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
+            group=group,
             kind=kind_of(params is not None and params.temperature > 0, rule.relaxes),
         )
 
@@ -189,11 +209,11 @@ class DareProposer:
             self._count_error(error)
             return RequestOptions.parse(None, self.config)
 
-    def _sources(self, options: RequestOptions) -> Sources:
+    def _sources(self, group: str | None) -> Sources:
         """The segments of a request's group and the global ones; where a file has gone, the latter alone."""
-        for find_group in (self._group, lambda _: None):
+        for choice in (group, None):
             try:
-                return self.drafter.sources(find_group(options))
+                return self.drafter.sources(choice)
             except Exception as error:
                 self._count_error(error)
         return Sources.of()
@@ -202,15 +222,35 @@ class DareProposer:
         pool = self.drafter.pool
         if options.group is not None or pool is None:
             return options.group
-        group = pool.group_of("user", options.user) if options.user is not None else None
-        if group is None and options.item is not None:
-            group = pool.group_of("item", options.item)
+        try:
+            group = pool.group_of("user", options.user) if options.user is not None else None
+            if group is None and options.item is not None:
+                group = pool.group_of("item", options.item)
+        except Exception as error:
+            self._count_error(error)
+            return None
         return group
 
     def _forget_finished(self) -> None:
-        """Drop the states of requests that are gone; now and then only, so that it costs next to nothing."""
-        if len(self._states) > 2 * len(self._runner.requests):
-            self._states = {key: state for key, state in self._states.items() if key in self._runner.requests}
+        """Drop the states of requests that are gone, once what they wrote is learned."""
+        requests = self._runner.requests
+        gone = [key for key, state in self._states.items() if requests.get(key) is not state.request]
+        self._learn([self._states.pop(key) for key in gone])
+
+    def _learn(self, states: list[_RequestState]) -> None:
+        if self._learner is not None:
+            self._learner.learn(
+                [
+                    Written(
+                        state.request,
+                        state.group,
+                        state.rule.relaxes,
+                        stop_tokens(state.request.sampling_params),
+                        state.max_tokens,
+                    )
+                    for state in states
+                ]
+            )
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1

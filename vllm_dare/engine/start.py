@@ -1,6 +1,7 @@
 """Checks in vLLM's front end: configuration and pool before any worker starts, then every request."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from vllm_dare.errors import ConfigError, DareError, RequestError
 from vllm_dare.request import RequestOptions
 
 if TYPE_CHECKING:
-    from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.pool.tokenizer import TokenizerInfo
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
@@ -66,11 +67,7 @@ def _check(vllm_config: Any) -> bool:
     _check_parallelism(vllm_config.parallel_config)
     _check_speculation(vllm_config.speculative_config)
     if config.pool is not None:
-        # Here, so that an engine without DARE does not load it.
-        from vllm_dare.pool.pool import RetrievalPool
-
-        with RetrievalPool.open(config.pool) as pool:
-            _check_pool(pool, config, vllm_config.model_config)
+        _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
     _announce(config, vllm_config)
     _server_config = config
     return True
@@ -114,24 +111,40 @@ def _check_speculation(speculative: Any) -> None:
         )
 
 
-def _check_pool(pool: "RetrievalPool", config: DareConfig, model_config: Any) -> None:
+def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> None:
+    """Refuse a pool that does not fit; where it is to be learned into, make what is missing."""
+    # Here, so that an engine without DARE does not load it.
+    from vllm_dare.pool.live_store import prepare_live, prepare_pool
+    from vllm_dare.pool.pool import RetrievalPool
+
+    tokenizer = _tokenizer(model_config)
+    if config.live is not None and prepare_pool(directory, tokenizer):
+        logger.info("DARE: made the empty pool %s, to be filled by learning.", directory)
+    with RetrievalPool.open(directory) as pool:
+        pool.check_tokenizer(str(model_config.tokenizer), tokenizer.fingerprint)
+        pool.check_files()
+        if config.verify_pool:
+            pool.verify_checksums()
+    if config.live is not None:
+        prepare_live(directory, tokenizer, verify=config.verify_pool)
+
+
+def _tokenizer(model_config: Any) -> "TokenizerInfo":
     from vllm.tokenizers import cached_tokenizer_from_config
 
-    from vllm_dare.pool.tokenizer import vocabulary_fingerprint
+    from vllm_dare.pool.tokenizer import vocabulary_info
 
     vocabulary = cached_tokenizer_from_config(model_config).get_vocab()
-    pool.check_tokenizer(str(model_config.tokenizer), vocabulary_fingerprint(vocabulary))
-    pool.check_files()
-    if config.verify_pool:
-        pool.verify_checksums()
+    return vocabulary_info(vocabulary, str(model_config.tokenizer))
 
 
 def _announce(config: DareConfig, vllm_config: Any) -> None:
     rule = config.verification
     logger.info(
-        "DARE: drafts of up to %d tokens from %s; verification is %s.",
+        "DARE: drafts of up to %d tokens from %s%s; verification is %s.",
         vllm_config.speculative_config.num_speculative_tokens,
         f"pool {config.pool}" if config.pool is not None else "each request's own text (no pool is set)",
+        ", which learns what is written" if config.live is not None else "",
         rule.mode,
     )
     if rule.mode == "relaxed":

@@ -19,6 +19,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from vllm_dare.pool.live import LiveRun
 from vllm_dare.pool.segment import SEPARATOR, Segment
 
 # Columns of a segment's row in the table that kernels take.
@@ -42,7 +43,7 @@ def _can_cache() -> bool:
 CACHE = _can_cache()
 
 
-def segment_row(segment: Segment) -> npt.NDArray[np.int64]:
+def segment_row(segment: Segment | LiveRun) -> npt.NDArray[np.int64]:
     """The addresses and lengths of a segment's arrays, int64[NUM_COLUMNS], as the kernels take them."""
     row = np.empty(NUM_COLUMNS, dtype=np.int64)
     row[TOKENS], row[NUM_TOKENS] = segment.tokens.ctypes.data, segment.tokens.size

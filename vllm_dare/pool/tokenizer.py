@@ -59,7 +59,15 @@ def load_tokenizer(name: str) -> "Tokenizer":
 
 def tokenizer_info(tokenizer: "Tokenizer", name: str) -> TokenizerInfo:
     """Describe a tokenizer that `load_tokenizer` found under ``name``."""
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return vocabulary_info(tokenizer.get_vocab(with_added_tokens=True), name)
+
+
+def vocabulary_info(vocabulary: Mapping[str, int], name: str) -> TokenizerInfo:
+    """Describe the tokenizer ``name`` by its vocabulary, see `vocabulary_fingerprint`.
+
+    Raises:
+        PoolError: the vocabulary is empty.
+    """
     if not vocabulary:
         raise PoolError(f"The tokenizer {name!r} has an empty vocabulary; give the tokenizer of your model.")
     return TokenizerInfo(

@@ -134,10 +134,11 @@ def _replacing_content(output: Path) -> Iterator[None]:
         yield
     finally:
         if not is_read(output):
-            _remove_unreferenced(output)
+            remove_unreferenced(output)
 
 
-def _remove_unreferenced(output: Path) -> None:
+def remove_unreferenced(output: Path) -> None:
+    """Remove the files that a pool's manifest does not name; nobody may be adding any at the same time."""
     manifest = read_manifest(output) if is_pool(output) else None
     segments = {f"{name}{SUFFIX}" for name in manifest.segments} if manifest else set()
     files = {SEGMENTS_DIRECTORY, MANIFEST_NAME, manifest.assignments if manifest else None}
@@ -173,13 +174,14 @@ def _write_files(
     content: PoolContent, directory: Path, workers: int | None, progress: Progress | None, max_tokens: int
 ) -> Manifest:
     # The global segment takes longest, so it goes first.
-    by_group = [(None, content.global_documents or ()), *content.groups.items()]
+    overall = [] if content.global_documents is None else [(None, content.global_documents)]
+    by_group: list[tuple[str | None, Documents]] = [*overall, *content.groups.items()]
     parts = [_Part(group, part) for group, documents in by_group for part in _split(documents, max_tokens)]
     segments = _write_segments(content, parts, directory / SEGMENTS_DIRECTORY, workers, progress)
     groups: dict[str | None, list[str]] = {group: [] for group, _ in by_group}
     for part, (name, _) in zip(parts, segments, strict=True):
         groups[part.group].append(name)
-    global_segments = groups.pop(None)
+    global_segments = groups.pop(None, [])
     assignments = None
     if content.assignments is not None:
         assignments = write_hashed_assignments(directory, content.assignments).name
@@ -193,7 +195,7 @@ def _write_files(
 
 
 def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:
-    """Runs of documents of at most ``max_tokens`` tokens, or of one document that is longer."""
+    """Runs of documents of at most ``max_tokens`` tokens, or of one document that is longer; at least one."""
     part: list[np.ndarray] = []
     num_tokens = 0
     for document in documents:
@@ -202,7 +204,7 @@ def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:
             part, num_tokens = [], 0
         part.append(document)
         num_tokens += len(document)
-    if part:
+    if part or not documents:  # an empty global segment says that there is one
         yield part
 
 

@@ -1,0 +1,141 @@
+"""Learning while serving: what finished requests wrote becomes text to draft from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm.logger import init_logger
+
+from vllm_dare.config import LiveConfig
+from vllm_dare.pool.live import LiveDocument, LivePool
+from vllm_dare.pool.live_keeper import LiveKeeper, frozen_share
+from vllm_dare.pool.live_store import LiveStore, prepare_live
+from vllm_dare.pool.pool import RetrievalPool
+
+logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
+
+# A text that the model did not end itself (cut at its length, at a stop string, or by a client that has gone)
+# is learned as if it ended there, which costs a later request one wrong draft at that place. Shorter ones are
+# not worth it.
+_MIN_CUT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Written:
+    """A request that is over.
+
+    Attributes:
+        request: vLLM's ``CachedRequestState``.
+        group: the group that drafted for it; None without one.
+        relaxed: whether its drafts were verified under a relaxed rule.
+        stop_token_ids: the tokens that end it.
+        max_tokens: the most it may write.
+    """
+
+    request: Any
+    group: str | None
+    relaxed: bool
+    stop_token_ids: Sequence[int]
+    max_tokens: int
+
+
+class Learner:
+    """Takes in the output of requests; prompts are not learned, for they may hold anybody's data.
+
+    A failure costs text that could have been learned, never a request.
+
+    Args:
+        config: the settings.
+        pool: the pool to learn into. Where it keeps no text for everybody, nothing is learned for everybody.
+
+    Attributes:
+        live: what drafts.
+        errors: how often learning has failed.
+
+    Raises:
+        PoolError: the pool cannot be learned into.
+    """
+
+    def __init__(self, config: LiveConfig, pool: RetrievalPool) -> None:
+        self._config = config
+        self._vocab_size = pool.tokenizer.vocab_size
+        self.errors = 0
+        has_global = bool(pool.manifest.global_segments)
+        store = LiveStore(
+            prepare_live(pool.directory, pool.tokenizer, verify=False),
+            pool.tokenizer,
+            has_global=has_global,
+            max_tokens=frozen_share(config.max_tokens),
+        )
+        self._keeper = LiveKeeper(
+            store, has_global=has_global, max_tokens=config.max_tokens, on_stop=self._stopped
+        )
+        self.live: LivePool = self._keeper.live
+
+    def start(self) -> None:
+        """Begin to write to disk, and to read what other engines write, in the background."""
+        self._keeper.start()
+
+    def learn(self, written: Sequence[Written]) -> None:
+        """Let requests that are over draft for later ones."""
+        if not written:
+            return
+        try:
+            documents = [document for one in written if (document := self._document(one)) is not None]
+            if documents:
+                self._keeper.add(documents)
+        except Exception as error:
+            self._count_error(error)
+
+    def close(self) -> None:
+        """Write what is not on disk yet."""
+        self._keeper.close()
+
+    def _document(self, written: Written) -> LiveDocument | None:
+        if written.relaxed and not self._config.learn_relaxed:
+            return None
+        tokens = _output(written, self._vocab_size)
+        if tokens is None:
+            return None
+        return LiveDocument(tokens, written.group, "relaxed" if written.relaxed else "strict")
+
+    def _count_error(self, error: Exception) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            logger.error(
+                "vllm-dare: a text could not be learned (further ones are counted, not logged): %s: %s",
+                type(error).__name__,
+                error,
+            )
+
+    def _stopped(self, error: Exception) -> None:
+        self.errors += 1
+        logger.error(
+            "vllm-dare: until the next start, what is learned is neither written to disk nor read from it; "
+            "the latest text is kept in memory: %s: %s",
+            type(error).__name__,
+            error,
+        )
+
+
+def _output(written: Written, vocab_size: int) -> np.ndarray | None:
+    """What a request wrote, int32[n], without the token that ended it; None if it is not worth learning.
+
+    The worker's text can go on after its end: a step's accepted drafts are all there, and only the scheduler
+    cuts them.
+    """
+    request = written.request
+    tokens = np.array(request.output_token_ids[: written.max_tokens], np.int32)
+    ends = np.isin(tokens, np.array(written.stop_token_ids, np.int32)).nonzero()[0]
+    foreign = ((tokens < 0) | (tokens >= vocab_size)).nonzero()[0]  # padding ids that no tokenizer has
+    tokens = tokens[: min([len(tokens), *ends[:1], *foreign[:1]])]
+    has_end = len(ends) > 0 and len(tokens) == ends[0]
+    return tokens if len(tokens) >= (1 if has_end else _MIN_CUT_TOKENS) else None
+
+
+def stop_tokens(params: Any) -> tuple[int, ...]:
+    """The tokens after which a request's text is over; with ``ignore_eos`` only those it names itself."""
+    if params is None:
+        return ()
+    return tuple(sorted(params.stop_token_ids or () if params.ignore_eos else params.all_stop_token_ids))

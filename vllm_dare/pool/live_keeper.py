@@ -1,0 +1,112 @@
+"""The background work of learning: what was written goes to disk, what others wrote comes from there."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from vllm_dare.pool.live import LiveDocument, LivePool
+from vllm_dare.pool.live_store import LiveStore
+
+_LOOK_SECONDS = 1.0  # how often other processes' text is looked for
+_FREEZE_SECONDS = 30.0  # text in memory gets no older than this …
+_FREEZE_TOKENS = 2**16  # … and no longer than this, or …
+_FREEZE_SHARE = 16  # … this part of `max_tokens`
+_MEMORY_SHARE = 4  # memory may hold this part of `max_tokens`, the disk the rest
+_JOIN_SECONDS = 3.0  # vLLM kills an engine that takes more than five seconds to end
+
+
+class LiveKeeper:
+    """Learns for one process.
+
+    If the disk fails, or the directory goes, no more text is frozen or read: `on_stop` is told, once, and
+    text is learned in memory alone.
+
+    Args:
+        store: the live directory.
+        has_global: whether there is text for everybody, see `LivePool`.
+        max_tokens: the most tokens kept, on disk and in memory together, each counted once.
+        on_stop: called, once, with the error that ended freezing.
+
+    Attributes:
+        live: what drafts.
+    """
+
+    def __init__(
+        self, store: LiveStore, *, has_global: bool, max_tokens: int, on_stop: Callable[[Exception], None]
+    ) -> None:
+        self._store = store
+        self._frozen = store.read()
+        self.live = LivePool(
+            self._frozen, has_global=has_global, max_unfrozen_tokens=max_tokens // _MEMORY_SHARE
+        )
+        self._freeze_tokens = min(_FREEZE_TOKENS, max_tokens // _FREEZE_SHARE)
+        self._on_stop = on_stop
+        self._failed = False
+        self._oldest: float | None = None  # when the oldest text in memory was written
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vllm-dare-learning", daemon=True)
+
+    def start(self) -> None:
+        """Begin the background work."""
+        self._thread.start()
+
+    def add(self, documents: Sequence[LiveDocument]) -> None:
+        """Make documents draft at once, and have them frozen in time."""
+        self.live.add(documents)
+        if self._oldest is None:
+            self._oldest = time.monotonic()
+        if self.live.num_waiting >= self._freeze_tokens:
+            self._wake.set()
+
+    def tend(self) -> None:
+        """One round of background work: freeze what is due, or read what others have written."""
+        if self._failed:
+            return
+        try:
+            if self._is_due():
+                self._freeze()
+            elif self.live.broken.is_set() or self._store.has_changed():
+                self._read()
+        except Exception as error:  # learning may end, serving may not
+            self._failed = True
+            self._on_stop(error)
+
+    def close(self) -> None:
+        """Freeze what is left and end the background work; does nothing the second time."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
+        if not self._thread.is_alive():
+            self.tend()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self.tend()
+            self._wake.wait(_LOOK_SECONDS)
+            self._wake.clear()
+
+    def _is_due(self) -> bool:
+        waiting = self.live.num_waiting
+        old = self._oldest is not None and time.monotonic() - self._oldest >= _FREEZE_SECONDS
+        return waiting >= self._freeze_tokens or (waiting > 0 and (old or self._closing.is_set()))
+
+    def _freeze(self) -> None:
+        self._oldest = None
+        taken = self.live.take()
+        self._store.freeze(taken.documents)
+        self._frozen = self._store.read(self._frozen)
+        self.live.swap(self._frozen, taken)
+
+    def _read(self) -> None:
+        self.live.broken.clear()
+        self._frozen = self._store.read(self._frozen)
+        self.live.swap(self._frozen)
+
+
+def frozen_share(max_tokens: int) -> int:
+    """How many of ``max_tokens`` the disk may hold; the rest is for what is not frozen yet."""
+    return max_tokens - max_tokens // _MEMORY_SHARE
