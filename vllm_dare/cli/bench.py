@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SOME_ARMS_FAILED = 3
 _INTERRUPTED = "Interrupted; what follows is from the engines that were done."
-_WIDTH = 120  # of tables that go to a file
+_WIDTH = 140  # of tables that go to a file
 
 Number = TypeVar("Number", int, float)
 
@@ -179,9 +179,9 @@ def _check_outputs(prompts: Path, json_file: Path | None, plots: Path | None, ma
             others.append(file)
     if plots is None:
         return
-    if plots.exists() and not plots.is_dir():
-        raise DareError(f"--plots {plots} is a file; name a directory.")
     existing = next(folder for folder in (plots, *plots.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise DareError(f"--plots {plots} cannot be a directory: {existing} is a file.")
     if not os.access(existing, os.W_OK):
         raise DareError(f"--plots {plots} cannot be written: permission denied.")
 

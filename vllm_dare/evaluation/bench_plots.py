@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-_PANEL_INCHES = (5.0, 3.8)
+_PANEL_INCHES, _LEGEND_INCHES = (5.0, 3.8), 1.2
+_ASIDE = 1.02  # neighbouring arms stand so much apart, so that bars do not hide each other
 _PLOTS = (
     ("speed_up", "speed-up over no speculation", "speedup.png"),
     ("tokens_per_step", "output tokens per step", "tokens_per_step.png"),
@@ -44,7 +45,7 @@ def _plot(result: Record, name: str, label: str, path: Path) -> None:
 
     temperatures = [t for t in result["settings"]["temperatures"] if records_at(result, t)]
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(temperatures), height), layout="constrained")
+    figure = Figure(figsize=(width * len(temperatures) + _LEGEND_INCHES, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(temperatures), squeeze=False)[0]
     for axes, temperature in zip(panels, temperatures, strict=True):
@@ -52,7 +53,7 @@ def _plot(result: Record, name: str, label: str, path: Path) -> None:
         axes.set_title("greedy" if temperature == 0 else f"temperature {temperature:g}")
         axes.set_xlabel("requests in flight")
     panels[0].set_ylabel(label)
-    panels[-1].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -67,7 +68,7 @@ def _draw(axes: "Axes", result: Record, temperature: float, name: str) -> None:
         below = [record[name]["median"] - record[name]["low"] for record in mine]
         above = [record[name]["high"] - record[name]["median"] for record in mine]
         axes.errorbar(
-            [record["concurrency"] for record in mine],
+            [record["concurrency"] * _ASIDE**number for record in mine],
             medians,
             yerr=(below, above),
             label=arm,

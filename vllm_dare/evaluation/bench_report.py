@@ -11,7 +11,7 @@ Record = Mapping[str, Any]
 METHOD = (
     "Each arm ran in an engine of its own, one engine at a time, in a process of its own (`strict` and "
     "`relaxed` share one); engine start is not counted. Every other repeat ran everything in the opposite "
-    "order. As many requests were in flight as the column *at a time* says: whenever a text was whole, "
+    "order. As many requests were in flight as the column *in flight* says: whenever a text was whole, "
     "the next prompt was sent. Before each cell came a short warm-up; then the prefix cache was emptied, "
     "and vLLM's suffix decoding, which learns from what it serves, was set back to the pool's documents, "
     "which it was given at the start so that it knows what DARE knows. Each sampled request had a seed of "
@@ -65,7 +65,7 @@ def _with_spread(name: str, form: str) -> Callable[[Record], str]:
         if found is None:
             return "-"
         median, low, high = (form.format(found[key]) for key in ("median", "low", "high"))
-        return f"{median}x" if record["repeats"] < 2 else f"{median}x ({low}-{high})"
+        return f"{median}x" if low == high else f"{median}x ({low}-{high})"
 
     return cell
 
@@ -87,7 +87,7 @@ def _memory(record: Record) -> str:
 
 
 COLUMNS = (
-    Column("at a time", lambda record: str(record["concurrency"]), brief=True),
+    Column("in flight", lambda record: str(record["concurrency"]), brief=True),
     Column("arm", lambda record: record["arm"], brief=True),
     Column("speed-up", _with_spread("speed_up", "{:.2f}"), brief=True),
     Column("tokens/s", _number("tokens_per_second", "{:.0f}"), brief=True),
@@ -121,7 +121,9 @@ def tables(result: Record) -> list[Table]:
             continue
         table = Table(title=_title(temperature), title_justify="left")
         for column in brief:
-            table.add_column(column.heading, justify="left" if column.heading == "arm" else "right")
+            table.add_column(
+                column.heading.replace(" ", "\n"), justify="left" if column.heading == "arm" else "right"
+            )
         for record, following in zip(records, [*records[1:], None], strict=True):
             last = following is None or following["concurrency"] != record["concurrency"]
             table.add_row(*(column.cell(record) for column in brief), end_section=last)
