@@ -31,7 +31,7 @@ NUM_KINDS = 4
 
 # The share of time that steps which try something may cost, and what they may cost at the start, in steps.
 _TRIAL_SHARE = 0.01
-_FIRST_TRIALS = 10.0
+_FIRST_TRIALS = 2.0
 # Worth is a mean over so many steps; look-ups rest for between so many.
 _WORTH_STEPS = 32
 _SHORTEST_REST, _LONGEST_REST = 4, 64
@@ -123,7 +123,7 @@ class DraftBudget:
             self._worth = saved
             self._rest_length = _SHORTEST_REST if saved > 0 else min(2 * self._rest_length, _LONGEST_REST)
         else:
-            self._worth += (saved - self._worth) / _WORTH_STEPS
+            self._worth += (min(saved, 1.0) - self._worth) / _WORTH_STEPS
         self._rest_left = self._rest_length if self._worth < 0 else 0
 
     def _try_another(

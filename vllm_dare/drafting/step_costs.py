@@ -27,10 +27,10 @@ _BASE, _SEQUENCES, _SAMPLED, _ANY, _ANY_SEQUENCES, _ANY_SAMPLED, _DRAFTS, _PROMP
 KNOTS = np.array([16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], dtype=np.float64)
 NUM_PARTS = _RAMPS + KNOTS.size - 1
 # How strongly each part is held at nothing: where steps cannot tell two parts apart, the one that is held
-# less explains them. Parts that count something are held relative to how often they were met; the others
-# relative to the step itself, so that a ramp that steps have barely touched is not trusted to be a cliff.
+# less explains them. That is relative to how often the part was met; in addition ramps are held a little in
+# relation to the steps themselves, so that one that was barely touched is not taken for a cliff.
 _RESTRAINT = np.array([1e-4, 1e-3, 1e-3, 3e-3, 3e-3, 3e-3, 1e-3, 1e-3, *[3e-3] * (KNOTS.size - 1)])
-_IS_RELATIVE = np.array([True, True, True, False, True, True, True, True, *[False] * (KNOTS.size - 1)])
+_RAMP_RESTRAINT = 1e-5
 
 _MAX_ROWS = 128
 # A row's time is a mean over about so many steps; a row is fitted to with a weight that halves in so many
@@ -185,7 +185,9 @@ def _fit(loads, log_seconds, counts, ages, parts):  # type: ignore[no-untyped-de
             for j in range(NUM_PARTS):
                 if j != i:
                     rest -= square[i, j] * parts[j]
-            restraint = _RESTRAINT[i] * (square[i, i] if _IS_RELATIVE[i] else square[_BASE, _BASE])
+            restraint = _RESTRAINT[i] * square[i, i]
+            if i >= _RAMPS:
+                restraint += _RAMP_RESTRAINT * square[_BASE, _BASE]
             parts[i] = max(rest / (square[i, i] + restraint), 0.0)
 
 
