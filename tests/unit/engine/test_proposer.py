@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("vllm")
 
+from vllm_dare.drafting.step_costs import StepLoad
 from vllm_dare.engine import plugin
 from vllm_dare.engine.proposer import DareProposer
 from vllm_dare.pool.build import build_pool
@@ -360,3 +361,30 @@ def test_relaxed_requests_draw_their_drafts_by_their_prompt(make: Any, runner: R
     seeds = {key: state.seed for key, state in drafter._states.items()}
     assert seeds["strict"] == seeds["top_k 1"] == 0
     assert seeds["relaxed"] == seeds["same"] != seeds["other"] != 0
+
+
+def test_the_load_decides_how_much_of_a_chain_is_sent(make: Any, runner: Runner, pool: Path) -> None:
+    """The budget hears of every step and gets the last word."""
+    drafter = make(pool, draft_budget="auto")
+    runner.add("a", PREFIX, {"dare_group": "users/a"})
+    runner.add("b", PREFIX, {"dare_group": "items/b"})
+    assert len(runner.propose(drafter)["a"]) == MAX_DRAFTS, "nothing is known of its cost yet"
+    steps, budget = [], drafter._pacing.budget
+    budget.costs.observe = lambda _seconds, load: steps.append(load)
+    budget.choose = lambda _survivals, lengths, kinds, _seconds: np.minimum(lengths, [1, 2])
+    assert runner.propose(drafter) == {"a": [10], "b": [30, 31]}
+    assert steps == [StepLoad(sequences=2, sampled=0, drafts=0)], "the scheduler sent none"
+    budget.rests = lambda: True
+    assert runner.propose(drafter) == {"a": [], "b": []}
+    assert drafter.errors == 0
+
+
+def test_kinds_of_requests_for_the_budget(make: Any, runner: Runner) -> None:
+    drafter = make(None, draft_budget="auto")
+    for name, extra_args in (("strict", {}), ("relaxed", {"dare_verification": "relaxed"})):
+        runner.add(name, PREFIX, extra_args)
+        runner.add(f"sampled {name}", PREFIX, extra_args)
+        runner.requests[f"sampled {name}"].sampling_params.temperature = 0.7
+    drafter.rules_of_batch()
+    kinds = {key: state.kind for key, state in drafter._states.items()}
+    assert kinds == {"strict": 0, "sampled strict": 1, "relaxed": 2, "sampled relaxed": 3}
