@@ -67,12 +67,14 @@ class DraftBudget:
         # What drafting saves, in steps without drafts; below 0, look-ups rest.
         self._worth = 1.0
         self._rest_length, self._rest_left = _SHORTEST_REST, 0
+        self._rested = 0  # steps since the last look-up
 
     def rests(self) -> bool:
         """Whether this step should do without a look-up; to be asked once a step."""
         if self._rest_left == 0:
             return False
         self._rest_left -= 1
+        self._rested += 1
         return True
 
     def choose(
@@ -132,7 +134,8 @@ class DraftBudget:
         """The best number, or the next one to be tried if what that loses has been saved up."""
         if self._allowance is None:
             self._allowance = _FIRST_TRIALS * seconds[best]
-        self._allowance += _TRIAL_SHARE * seconds[best]
+        self._allowance += _TRIAL_SHARE * (self._rested + 1) * seconds[best]
+        self._rested = 0
         number = self._next_trial(len(tokens) - 1)
         if number == best:
             self._trials += 1

@@ -33,11 +33,13 @@ _RESTRAINT = np.array([1e-4, 1e-3, 1e-3, 3e-3, 3e-3, 3e-3, 1e-3, 1e-3, *[3e-3] *
 _RAMP_RESTRAINT = 1e-5
 
 _MAX_ROWS = 128
-# A row's time is a mean over about so many steps; a row is fitted to with a weight that halves in so many
-# steps in which it does not occur.
-_ROW_STEPS, _HALF_LIFE = 32, 4000
-# A step counts as at most e to this power times a row's usual time, or the inverse.
-_SURPRISE_LIMIT = 0.25
+# A row's time is a mean over about so many steps, of which those that lie so many steps back count half.
+_ROW_STEPS, _ROW_HALF_LIFE = 32, 120
+# A row that does not occur for so many steps counts half.
+_HALF_LIFE = 4000
+# A step counts as at most e to this power times as slow as a row's usual one, or as fast. Outliers are slow:
+# a step that is fast for once shows that those before it were not usual.
+_SLOWER_LIMIT, _FASTER_LIMIT = 0.25, 3.0
 _STEPS_PER_FIT, _SWEEPS = 8, 12
 
 
@@ -86,6 +88,7 @@ class StepCosts:
     def observe(self, seconds: float, load: StepLoad) -> None:
         """Learn from a step that took `seconds`, which must be positive."""
         row, is_new = self._row(load.row_key())
+        self._counts[row] *= 0.5 ** ((self._steps - self._last_steps[row]) / _ROW_HALF_LIFE)
         _enter(
             row,
             math.log(seconds),
@@ -153,11 +156,9 @@ def _enter(row, log_seconds, sequences, sampled, drafts, prompt, loads, usual, c
     step = 1.0 / counts[row]
     if counts[row] == 1.0:
         usual[row] = log_seconds
-    elif counts[row] == 2.0:
-        usual[row] = min(usual[row], log_seconds)  # the first may have been an outlier
     else:
         surprise = log_seconds - usual[row]
-        usual[row] += step * min(max(surprise, -_SURPRISE_LIMIT), _SURPRISE_LIMIT)
+        usual[row] += step * min(max(surprise, -_FASTER_LIMIT), _SLOWER_LIMIT)
     for i in range(NUM_PARTS):
         loads[row, i] += step * (load[i] - loads[row, i])
 
