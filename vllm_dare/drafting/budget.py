@@ -32,6 +32,7 @@ NUM_KINDS = 4
 # The share of time that steps which try something may cost, and what they may cost at the start, in steps.
 _TRIAL_SHARE = 0.01
 _FIRST_TRIALS = 2.0
+_DEAREST_TRIAL = 4.0
 # Worth is a mean over so many steps; look-ups rest for between so many.
 _WORTH_STEPS = 32
 _SHORTEST_REST, _LONGEST_REST = 4, 64
@@ -97,27 +98,29 @@ class DraftBudget:
             int64[sequences], at most `lengths`.
         """
         self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
-        if not self.costs.known:
-            self._largest = int(lengths.sum())
-            return lengths
         corrected = self.calibration.correct(survivals, lengths, kinds)
         ranked = np.sort(corrected, axis=None)[::-1]
-        most = min(int(lengths.sum()), _GROWTH * max(self._largest, len(kinds)))
-        tokens = np.empty(most + 1)
-        tokens[0] = 0.0
-        np.cumsum(ranked[:most], out=tokens[1:])
-        tokens += len(kinds)
-        plain = self.costs.curve(len(kinds), int((kinds & 1).sum()), most)
-        seconds = plain + self._look_up * len(kinds)
-        rates = tokens / seconds
-        best = int(rates.argmax())
-        self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
-        number = self._try_another(best, tokens, seconds, rates[best])
+        number = min(int(lengths.sum()), _GROWTH * max(self._largest, len(kinds)))
+        if self.costs.known:
+            number = self._choose_number(ranked[:number], kinds)
         self._largest = max(self._largest, number)
         chosen = np.zeros_like(lengths)
         if number > 0:
             _cut(corrected, lengths, ranked[number - 1], number, chosen)
         return chosen
+
+    def _choose_number(self, ranked: npt.NDArray[np.float32], kinds: npt.NDArray[np.int64]) -> int:
+        """How many of these tokens, the likeliest first."""
+        tokens = np.empty(len(ranked) + 1)
+        tokens[0] = 0.0
+        np.cumsum(ranked, out=tokens[1:])
+        tokens += len(kinds)
+        plain = self.costs.curve(len(kinds), int((kinds & 1).sum()), len(ranked))
+        seconds = plain + self._look_up * len(kinds)
+        rates = tokens / seconds
+        best = int(rates.argmax())
+        self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
+        return self._try_another(best, tokens, seconds, rates[best])
 
     def _rest_if_worthless(self, saved: float) -> None:
         """Let look-ups rest where they cost more than they save, each time for longer."""
@@ -140,7 +143,8 @@ class DraftBudget:
         if number == best:
             self._trials += 1
             return best
-        loss = seconds[number] - tokens[number] / rate
+        # What looks very dear may have been slow for once.
+        loss = min(seconds[number] - tokens[number] / rate, _DEAREST_TRIAL * seconds[best])
         if loss > self._allowance:
             return best
         self._allowance -= loss

@@ -37,9 +37,11 @@ _MAX_ROWS = 128
 _ROW_STEPS, _ROW_HALF_LIFE = 32, 120
 # A row that does not occur for so many steps counts half.
 _HALF_LIFE = 4000
-# A step counts as at most e to this power times as slow as a row's usual one, or as fast. Outliers are slow:
-# a step that is fast for once shows that those before it were not usual.
-_SLOWER_LIMIT, _FASTER_LIMIT = 0.25, 3.0
+# A step counts as at most e to this power times as slow as a row's usual one. Outliers are slow: a step that
+# is faster than usual by more than the second power shows that those before it were outliers.
+_SLOWER_LIMIT, _FASTER_LIMIT = 0.25, 1.0
+# So many steps with drafts, and without, are not counted: kernels are compiled in them.
+_FIRST_STEPS = 2
 _STEPS_PER_FIT, _SWEEPS = 8, 12
 
 
@@ -72,6 +74,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.parts = np.zeros(NUM_PARTS)
+        self._first_steps = [0, 0]
         self._steps = 0
         # Row of each key, the least recently used first.
         self._rows: dict[tuple[int, int, int, int], int] = {}
@@ -87,6 +90,9 @@ class StepCosts:
 
     def observe(self, seconds: float, load: StepLoad) -> None:
         """Learn from a step that took `seconds`, which must be positive."""
+        self._first_steps[load.drafts > 0] += 1
+        if self._first_steps[load.drafts > 0] <= _FIRST_STEPS:
+            return
         row, is_new = self._row(load.row_key())
         self._counts[row] *= 0.5 ** ((self._steps - self._last_steps[row]) / _ROW_HALF_LIFE)
         _enter(
@@ -153,12 +159,13 @@ def _enter(row, log_seconds, sequences, sampled, drafts, prompt, loads, usual, c
     load = np.empty(NUM_PARTS)
     _describe(sequences, sampled, drafts, prompt, load)
     counts[row] = min(counts[row] + 1.0, _ROW_STEPS)
+    if log_seconds < usual[row] - _FASTER_LIMIT:
+        counts[row] = 1.0
     step = 1.0 / counts[row]
     if counts[row] == 1.0:
         usual[row] = log_seconds
     else:
-        surprise = log_seconds - usual[row]
-        usual[row] += step * min(max(surprise, -_FASTER_LIMIT), _SLOWER_LIMIT)
+        usual[row] += step * min(log_seconds - usual[row], _SLOWER_LIMIT)
     for i in range(NUM_PARTS):
         loads[row, i] += step * (load[i] - loads[row, i])
 

@@ -88,18 +88,18 @@ def test_of_equal_tokens_the_first_are_taken() -> None:
     assert choose(with_costs(lambda m: seconds[m]), [[0.5, 0.5], [0.5, 0.5]]) == [2, 0]
 
 
-def test_before_the_first_step_is_timed_all_go_out() -> None:
-    budget = DraftBudget()
-    assert choose(budget, [[0.5, 0.1], [0.9, 0.8]]) == [2, 2]
+def test_before_a_step_is_timed_four_a_sequence_go_out() -> None:
+    assert choose(DraftBudget(), [[0.5, 0.1], [0.9, 0.8]]) == [2, 2]
+    assert choose(DraftBudget(), [[0.9] * 6, [0.95] * 6]) == [2, 6]
 
 
 def test_the_number_of_drafts_grows_by_steps() -> None:
     """What four times as many cost is not known; a wrong guess must not cost more than that."""
-    budget = DraftBudget()
-    choose(budget, [[0.9] * 2])
-    budget.costs.observe(1.0, StepLoad(1, 0, 2))
-    sent = [sum(choose(budget, [[0.9] * 100])) for _ in range(12)]
-    assert max(sent[:2]) <= 8
+    budget, sent = DraftBudget(), [0]
+    for _ in range(12):
+        sent.append(sum(choose(budget, [[0.9] * 100])))
+        assert sent[-1] <= max(4, 4 * max(sent[:-1]))
+        budget.costs.observe(1.0, StepLoad(1, 0, sent[-1]))
     assert max(sent) == 100
 
 
