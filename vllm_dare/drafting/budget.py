@@ -13,7 +13,9 @@ it a few from every chain or all from one. T and what survivals are worth are le
 so now and then a step tries another number; such steps may cost about 1 % of the time. Where drafts do not
 even pay for their look-up, it rests and is tried again now and then.
 
-Which drafts are sent is no matter of correctness: a strict request's text does not depend on it.
+Which drafts are sent is no matter of correctness. Where the text depends on it all the same, because a seed
+is to give the same text again, chains are sent whole: a request draws as many random numbers as it has
+drafts. Their cost counts, and leaves less for the others.
 """
 
 import math
@@ -83,6 +85,7 @@ class DraftBudget:
         survivals: npt.NDArray[np.float32],
         lengths: npt.NDArray[np.int64],
         kinds: npt.NDArray[np.int64],
+        whole: npt.NDArray[np.bool_],
         look_up_seconds: float,
     ) -> npt.NDArray[np.int64]:
         """How many tokens of each chain to send.
@@ -92,6 +95,7 @@ class DraftBudget:
                 each token, non-increasing; anything beyond a chain's length.
             lengths: int64[sequences], of the chains.
             kinds: int64[sequences], see `kind_of`.
+            whole: bool[sequences], the chains that are sent whole whatever they cost.
             look_up_seconds: what finding these drafts took.
 
         Returns:
@@ -99,27 +103,33 @@ class DraftBudget:
         """
         self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
         corrected = self.calibration.correct(survivals, lengths, kinds)
+        chosen = np.where(whole, lengths, 0)
+        certain, promised = int(chosen.sum()), float(corrected[whole].sum())
+        corrected[whole] = 0.0
         ranked = np.sort(corrected, axis=None)[::-1]
-        number = min(int(lengths.sum()), _GROWTH * max(self._largest, len(kinds)))
+        number = min(int(lengths.sum()) - certain, _GROWTH * max(self._largest, len(kinds)))
         if self.costs.known:
-            number = self._choose_number(ranked[:number], kinds)
+            number = self._choose_number(ranked[:number], kinds, certain, promised)
         self._largest = max(self._largest, number)
-        chosen = np.zeros_like(lengths)
         if number > 0:
-            _cut(corrected, lengths, ranked[number - 1], number, chosen)
+            _cut(corrected, np.where(whole, 0, lengths), ranked[number - 1], number, chosen)
         return chosen
 
-    def _choose_number(self, ranked: npt.NDArray[np.float32], kinds: npt.NDArray[np.int64]) -> int:
-        """How many of these tokens, the likeliest first."""
+    def _choose_number(
+        self, ranked: npt.NDArray[np.float32], kinds: npt.NDArray[np.int64], certain: int, promised: float
+    ) -> int:
+        """How many of these tokens, the likeliest first, besides `certain` others that promise so many."""
         tokens = np.empty(len(ranked) + 1)
         tokens[0] = 0.0
         np.cumsum(ranked, out=tokens[1:])
-        tokens += len(kinds)
-        plain = self.costs.curve(len(kinds), int((kinds & 1).sum()), len(ranked))
+        tokens += len(kinds) + promised
+        sampled = int((kinds & 1).sum())
+        plain = self.costs.curve(len(kinds), sampled, certain + len(ranked))[certain:]
         seconds = plain + self._look_up * len(kinds)
         rates = tokens / seconds
         best = int(rates.argmax())
-        self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
+        if certain == 0:
+            self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
         return self._try_another(best, tokens, seconds, rates[best])
 
     def _rest_if_worthless(self, saved: float) -> None:
@@ -165,14 +175,14 @@ def compile_budget() -> None:
     survivals = np.array([[0.9, 0.8]], dtype=np.float32)
     one = np.ones(1, dtype=np.int64)
     for _ in range(8):
-        lengths = budget.choose(survivals, 2 * one, 0 * one, 1e-5)
+        lengths = budget.choose(survivals, 2 * one, 0 * one, one == 0, 1e-5)
         budget.costs.observe(1e-3, StepLoad(1, 0, int(lengths[0])))
         budget.calibration.observe(survivals, 0 * one, lengths, 0 * one)
 
 
 @njit(cache=CACHE, nogil=True)
 def _cut(survivals, lengths, least, number, chosen):  # type: ignore[no-untyped-def]
-    """Take the `number` tokens that survive with `least` or more, of those with just `least` the first."""
+    """Add to `chosen` the `number` tokens that survive with `least` or more, of equal ones the first."""
     above = 0
     for i in range(lengths.size):
         for j in range(lengths[i]):

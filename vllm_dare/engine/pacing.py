@@ -87,17 +87,24 @@ class DraftPacing:
         kinds: npt.NDArray[np.int64],
         survivals: npt.NDArray[np.float32],
         lengths: npt.NDArray[np.int64],
+        whole: npt.NDArray[np.bool_],
         at: float,
         look_up_seconds: float,
     ) -> npt.NDArray[np.int64]:
         """How much of each chain goes out now, int64[requests]; see `DraftBudget.choose`."""
-        chosen = self.budget.choose(survivals, lengths, kinds, look_up_seconds)
+        chosen = self.budget.choose(survivals, lengths, kinds, whole, look_up_seconds)
         self._remember(requests, kinds, survivals, chosen, at)
         return chosen
 
-    def rests(self, requests: Sequence[object], kinds: npt.NDArray[np.int64], at: float) -> bool:
+    def rests(
+        self,
+        requests: Sequence[object],
+        kinds: npt.NDArray[np.int64],
+        whole: npt.NDArray[np.bool_],
+        at: float,
+    ) -> bool:
         """Whether nothing goes out now, without looking for drafts; to be asked once a step."""
-        if not self.budget.rests():
+        if whole.any() or not self.budget.rests():
             return False
         nothing = np.zeros(len(requests), dtype=np.int64)
         self._remember(requests, kinds, np.zeros((len(requests), 1), dtype=np.float32), nothing, at)

@@ -39,8 +39,9 @@ class _RequestState:
     max_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
     group: str | None
-    # For the draft budget, see `vllm_dare.drafting.budget.kind_of`.
+    # For the draft budget, see `vllm_dare.drafting.budget`.
     kind: int
+    sends_whole_chains: bool
 
 
 class DareProposer:
@@ -141,9 +142,10 @@ class DareProposer:
         states = [self._state(request_ids[row]) for row in rows]
         where = np.array(rows, dtype=np.int64)
         kinds = np.array([state.kind for state in states], dtype=np.int64)
+        whole = np.array([state.sends_whole_chains for state in states])
         if self._pacing is not None:
             self._end_step(self._pacing, began, states, where, kinds, sampled_token_ids)
-            if self._pacing.rests(states, kinds, time.perf_counter()):
+            if self._pacing.rests(states, kinds, whole, time.perf_counter()):
                 return proposals
         sizes = num_tokens_no_spec[where].astype(np.int64)
         # A step writes its accepted drafts and one token more.
@@ -156,7 +158,7 @@ class DareProposer:
         )
         if self._pacing is not None:
             now = time.perf_counter()
-            lengths = self._pacing.send(states, kinds, survivals, lengths, now, now - look_up_began)
+            lengths = self._pacing.send(states, kinds, survivals, lengths, whole, now, now - look_up_began)
         for i, row in enumerate(rows):
             proposals[row] = drafts[i, : lengths[i]].tolist()
         return proposals
@@ -191,6 +193,7 @@ class DareProposer:
         max_tokens = params.max_tokens if params is not None else None
         rule = RequestRule(options.verification, stops)
         group = self._group(options)
+        sampled = params is not None and params.temperature > 0
         return _RequestState(
             seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
             request=request,
@@ -198,7 +201,9 @@ class DareProposer:
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
             group=group,
-            kind=kind_of(params is not None and params.temperature > 0, rule.relaxes),
+            kind=kind_of(sampled, rule.relaxes),
+            # With a seed, the text must not depend on the load.
+            sends_whole_chains=(sampled or rule.relaxes) and params.seed is not None,
         )
 
     def _options(self, extra_args: dict[str, Any] | None) -> RequestOptions:

@@ -27,11 +27,13 @@ def with_costs(curve: Any) -> DraftBudget:
     return budget
 
 
-def choose(budget: DraftBudget, survivals: Any, look_up_seconds: float = 0.0) -> list[int]:
+def choose(
+    budget: DraftBudget, survivals: Any, look_up_seconds: float = 0.0, whole: Any = False
+) -> list[int]:
     rows = np.array(survivals, dtype=np.float32)
     lengths = (rows > 0).sum(axis=1).astype(np.int64)
     kinds = np.full(len(rows), GREEDY)
-    return budget.choose(rows, lengths, kinds, look_up_seconds).tolist()
+    return budget.choose(rows, lengths, kinds, np.full(len(rows), whole), look_up_seconds).tolist()
 
 
 @pytest.fixture
@@ -86,6 +88,17 @@ def test_the_batch_shares_what_is_worth_sending() -> None:
 def test_of_equal_tokens_the_first_are_taken() -> None:
     seconds = [1.0, 1.0, 1.0, 9.0, 9.0]
     assert choose(with_costs(lambda m: seconds[m]), [[0.5, 0.5], [0.5, 0.5]]) == [2, 0]
+
+
+@pytest.mark.usefixtures("no_trials")
+def test_chains_that_must_be_whole_are() -> None:
+    """And what they cost leaves less for the others: the fifth token and those after it are dear."""
+    curve = [1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 9.0]
+    survivals = [[0.1, 0.01, 0.001], [0.9, 0.8, 0.7]]
+    assert choose(with_costs(lambda m: curve[m]), survivals) == [1, 3]
+    assert choose(with_costs(lambda m: curve[m]), survivals, whole=[True, False]) == [3, 1]
+    assert choose(with_costs(lambda m: 1.0 + 9 * m**4), survivals, whole=[True, False]) == [3, 0]
+    assert choose(DraftBudget(), [[0.5] * 20, [0.9] * 20], whole=[True, False]) == [20, 8]
 
 
 def test_before_a_step_is_timed_four_a_sequence_go_out() -> None:

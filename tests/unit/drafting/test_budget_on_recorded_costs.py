@@ -130,7 +130,7 @@ class Auto:
             if self.budget.rests():
                 look_up, sent = 0.0, np.zeros_like(lengths)
             else:
-                sent = self.budget.choose(survivals, lengths, kinds, look_up)
+                sent = self.budget.choose(survivals, lengths, kinds, kinds < 0, look_up)
             drafts, accepted = int(sent.sum()), np.minimum(right, sent)
             seconds = engine.seconds(drafts)
             load = StepLoad(engine.sequences, engine.sequences * engine.sampled, drafts)

@@ -25,7 +25,7 @@ class Reports:
     def _observe(self, _survivals: Any, kinds: Any, verified: Any, accepted: Any) -> None:
         self.verified.append((kinds.tolist(), verified.tolist(), accepted.tolist()))
 
-    def choose(self, _survivals: Any, lengths: Any, _kinds: Any, _look_up_seconds: float) -> Any:
+    def choose(self, _survivals: Any, lengths: Any, *_: Any) -> Any:
         return lengths
 
     def rests(self) -> bool:
@@ -47,7 +47,7 @@ def pacing(reports: Reports) -> DraftPacing:
 def send(pacing: DraftPacing, requests: list[object], lengths: list[int], at: float = 0.0) -> None:
     kinds = np.zeros(len(requests), dtype=np.int64)
     survivals = np.full((len(requests), CHAIN), 0.5, dtype=np.float32)
-    pacing.send(requests, kinds, survivals, np.array(lengths), at, 1e-5)
+    pacing.send(requests, kinds, survivals, np.array(lengths), kinds < 0, at, 1e-5)
 
 
 def end(
@@ -123,9 +123,10 @@ def test_sampled_requests_are_counted(pacing: DraftPacing, reports: Reports) -> 
 
 
 def test_a_step_without_a_look_up_is_timed_too(pacing: DraftPacing, reports: Reports) -> None:
-    assert not pacing.rests([A], np.array([0]), at=0.0)
+    assert not pacing.rests([A], np.array([0]), np.array([False]), at=0.0)
     reports.resting = True
-    assert pacing.rests([A], np.array([0]), at=2.0)
+    assert not pacing.rests([A, B], np.array([0, 0]), np.array([False, True]), at=1.0)
+    assert pacing.rests([A], np.array([0]), np.array([False]), at=2.0)
     end(pacing, [A], [1], [1], at=5.0)
     assert reports.steps == [(3.0, StepLoad(1, 0, 0, 0))]
 

@@ -47,7 +47,11 @@ class Runner:
         max_tokens: int | None = 30,
     ) -> None:
         params = SimpleNamespace(
-            extra_args=extra_args, max_tokens=max_tokens, all_stop_token_ids={9, 4}, temperature=0.0
+            extra_args=extra_args,
+            max_tokens=max_tokens,
+            all_stop_token_ids={9, 4},
+            temperature=0.0,
+            seed=None,
         )
         self.requests[request_id] = SimpleNamespace(
             sampling_params=params,
@@ -371,7 +375,7 @@ def test_the_load_decides_how_much_of_a_chain_is_sent(make: Any, runner: Runner,
     assert sum(map(len, runner.propose(drafter).values())) == 8, "nothing is known of their cost yet"
     steps, budget = [], drafter._pacing.budget
     budget.costs.observe = lambda _seconds, load: steps.append(load)
-    budget.choose = lambda _survivals, lengths, kinds, _seconds: np.minimum(lengths, [1, 2])
+    budget.choose = lambda _survivals, lengths, *_: np.minimum(lengths, [1, 2])
     assert runner.propose(drafter) == {"a": [10], "b": [30, 31]}
     assert steps == [StepLoad(sequences=2, sampled=0, drafts=0)], "the scheduler sent none"
     budget.rests = lambda: True
@@ -388,3 +392,29 @@ def test_kinds_of_requests_for_the_budget(make: Any, runner: Runner) -> None:
     drafter.rules_of_batch()
     kinds = {key: state.kind for key, state in drafter._states.items()}
     assert kinds == {"strict": 0, "sampled strict": 1, "relaxed": 2, "sampled relaxed": 3}
+
+
+def test_with_a_seed_the_load_decides_nothing_that_the_text_depends_on(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, draft_budget="auto")
+    for name, temperature, seed, extra_args in (
+        ("strict", 0.0, 1, {}),
+        ("sampled", 0.7, None, {}),
+        ("seeded", 0.7, 0, {}),
+        ("seeded relaxed", 0.0, 1, {"dare_verification": "relaxed"}),
+    ):
+        runner.add(name, PREFIX, {"dare_group": "users/a", **extra_args})
+        runner.requests[name].sampling_params.temperature = temperature
+        runner.requests[name].sampling_params.seed = seed
+    drafter.rules_of_batch()
+    whole = {key: state.sends_whole_chains for key, state in drafter._states.items()}
+    assert whole == {"strict": False, "sampled": False, "seeded": True, "seeded relaxed": True}
+    budget = drafter._pacing.budget
+    for _ in range(3):  # a machine on which drafts cost a thousand times what a step does
+        for drafts in (0, 4, 12, 24):
+            budget.costs.observe(1.0 + 1000.0 * drafts, StepLoad(4, 2, drafts))
+    budget._worth, budget._rest_left = -1.0, 9
+    for _ in range(8):
+        lengths = {name: len(drafts) for name, drafts in runner.propose(drafter).items()}
+        assert lengths["seeded"] == lengths["seeded relaxed"] == MAX_DRAFTS
