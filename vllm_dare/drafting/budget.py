@@ -10,7 +10,7 @@ look-up included, the budget sends the m tokens that maximise
 On an idle GPU T hardly rises and whole chains go out; where verification costs, the tokens that pay do, be
 it a few from every chain or all from one. T and what survivals are worth are learned while serving:
 `vllm_dare.drafting.step_costs` and `vllm_dare.drafting.calibration`. What is never tried is never learned,
-so now and then a step tries another number; such steps may cost about 1 % of the time. Where drafts do not
+so now and then a step tries another number; such steps may cost 0.5 % of the time. Where drafts do not
 even pay for their look-up, it rests and is tried again now and then.
 
 Which drafts are sent is no matter of correctness. Where the text depends on it all the same, because a seed
@@ -32,7 +32,7 @@ from vllm_dare.pool.kernels import CACHE
 NUM_KINDS = 4
 
 # The share of time that steps which try something may cost, and what they may cost at the start, in steps.
-_TRIAL_SHARE = 0.01
+_TRIAL_SHARE = 0.005
 _FIRST_TRIALS = 2.0
 _DEAREST_TRIAL = 4.0
 # Worth is a mean over so many steps; look-ups rest for between so many.
