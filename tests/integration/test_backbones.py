@@ -77,7 +77,8 @@ def results(
     jobs = [{"model": model, "prompts": prompts, "params": PARAMS} for model in models]
     plain = run_engines(jobs, folder, plugins="")
     for job, result in zip(jobs, plain, strict=True):
-        job["dare"] = {"pool": str(pool_of(job["model"], disturbed(result.get("outputs", prompts))))}
+        pool = pool_of(job["model"], disturbed(result.get("outputs", prompts)))
+        job["dare"] = {"pool": str(pool), "draft_budget": "fixed"}
         job["extra_args"] = [{"dare_group": "g"}, None] * (NUM_PROMPTS // 2)
     dare = run_engines(jobs, folder)
     return dict(zip(ARCHITECTURES, zip(plain, dare, strict=True), strict=True))

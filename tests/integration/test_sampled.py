@@ -22,8 +22,9 @@ def plain(start_engine: Callable[..., Any], demo_model: str) -> Any:
 
 @pytest.fixture(scope="module")
 def dare(start_engine: Callable[..., Any], demo_model: str, demo_pool: Path) -> Any:
-    """Small steps, so that seeded prompts are prefilled in chunks."""
-    return start_engine(demo_model, {"pool": str(demo_pool)}, max_num_seqs=64, max_num_batched_tokens=1100)
+    """Small steps, so that seeded prompts are prefilled in chunks; all drafts, whatever they cost here."""
+    settings = {"pool": str(demo_pool), "draft_budget": "fixed"}
+    return start_engine(demo_model, settings, max_num_seqs=64, max_num_batched_tokens=1100)
 
 
 def generate(engine: Any, prompts: list[str], **params: Any) -> list[tuple[int, ...]]:
