@@ -2,8 +2,8 @@
 
 Steps with about as many sequences, drafts and prompt tokens share a row of a table, which keeps their usual
 time (in the logarithm, and of outliers only a part: on shared machines some steps take ten times as long).
-A row keeps its time until such steps come again. Forgetting by age alone would unlearn what steps without
-drafts cost while all steps have drafts.
+A row keeps its time until such steps come again, and slowly loses weight. Forgetting old steps instead would
+unlearn what steps without drafts cost while all steps have drafts.
 
 To the table a sum of non-negative parts is fitted, so that it tells about loads that were never met: a
 base, a part for every sequence, a part for there being drafts at all (verification replaces plain
@@ -37,8 +37,8 @@ _MAX_ROWS = 128
 _ROW_STEPS, _ROW_HALF_LIFE = 32, 120
 # A row that does not occur for so many steps counts half.
 _HALF_LIFE = 4000
-# A step counts as at most e to this power times as slow as a row's usual one. Outliers are slow: a step that
-# is faster than usual by more than the second power shows that those before it were outliers.
+# In the logarithm: a slower step moves a row's time as if it had been slower by so much at most. One that is
+# faster by more than so much replaces it: outliers are slow, so the row's time was one.
 _SLOWER_LIMIT, _FASTER_LIMIT = 0.25, 1.0
 # So many steps with drafts, and without, are not counted: kernels are compiled in them.
 _FIRST_STEPS = 2
