@@ -8,6 +8,7 @@ def test_defaults_are_strict_and_without_a_pool() -> None:
     config = DareConfig.from_additional_config({})
     assert config.pool is None
     assert config.verification.mode == "strict"
+    assert config.draft_budget == "auto"
     assert config == DareConfig.from_additional_config(None)
 
 
@@ -21,6 +22,10 @@ def test_defaults_are_strict_and_without_a_pool() -> None:
         ({"verification": {"min_prob": 1.0}}, r"dare\.verification\.min_prob"),
         ({"verification": {"min_ratio": 1.5}}, r"dare\.verification\.min_ratio"),
         ({"pool": 3}, r"dare\.pool"),
+        (
+            {"draft_budget": "most"},
+            r"Bad value 'most' for the setting dare\.draft_budget: .*'auto' or 'fixed'",
+        ),
         ("pool/", r"must be a dictionary"),
     ],
 )
