@@ -103,16 +103,18 @@ class DraftBudget:
         """
         self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
         corrected = self.calibration.correct(survivals, lengths, kinds)
-        chosen = np.where(whole, lengths, 0)
-        certain, promised = int(chosen.sum()), float(corrected[whole].sum())
-        corrected[whole] = 0.0
+        chosen, free, promised = np.zeros_like(lengths), lengths, 0.0
+        if whole.any():
+            chosen[whole], free = lengths[whole], np.where(whole, 0, lengths)
+            promised = float(corrected[whole].sum())
+            corrected[whole] = 0.0
         ranked = np.sort(corrected, axis=None)[::-1]
-        number = min(int(lengths.sum()) - certain, _GROWTH * max(self._largest, len(kinds)))
+        number = min(int(free.sum()), _GROWTH * max(self._largest, len(kinds)))
         if self.costs.known:
-            number = self._choose_number(ranked[:number], kinds, certain, promised)
+            number = self._choose_number(ranked[:number], kinds, int(chosen.sum()), promised)
         self._largest = max(self._largest, number)
         if number > 0:
-            _cut(corrected, np.where(whole, 0, lengths), ranked[number - 1], number, chosen)
+            _cut(corrected, free, ranked[number - 1], number, chosen)
         return chosen
 
     def _choose_number(

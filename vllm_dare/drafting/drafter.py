@@ -1,24 +1,31 @@
 """From pool segments and requests' texts to draft chains, a whole batch at a time."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from vllm_dare.drafting.chain import draft_batch, workspace_size
+from vllm_dare.drafting.blend import GLOBAL, GROUP, Blend
+from vllm_dare.drafting.chain import KIND, ORIGIN, SOURCE_COLUMNS, draft_batch, memory_size, workspace_size
 from vllm_dare.pool.kernels import NUM_COLUMNS, segment_row
 from vllm_dare.pool.live import LivePool, LiveRun
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import Segment
 
-# What one occurrence counts. The global segment holds the group's documents too, so a group's occurrence
-# counts twice; more weight for the group did not help on the data tried.
-_GROUP_WEIGHT = 1.0
-_GLOBAL_WEIGHT = 1.0
-
-
 # So many groups' sources are kept; a batch job goes through groups, and each keeps files mapped.
 _MAX_GROUPS = 4096
+
+Memory = npt.NDArray[np.int64]
+
+
+class Origin(IntEnum):
+    """What a draft token was taken from; the first that has it after the longest context."""
+
+    OWN = 0
+    GROUP = 1
+    GLOBAL = 2
+    LIVE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +34,59 @@ class Sources:
 
     Attributes:
         segments: kept here so that their mapped memory, which `table` has the addresses of, stays.
-        table: int64[segments, NUM_COLUMNS], as the kernels take them.
-        weights: float64[segments], what one occurrence in each counts.
+        table: int64[segments, SOURCE_COLUMNS], as the kernels take them: the group's, then the global ones.
     """
 
     segments: tuple[Segment | LiveRun, ...]
     table: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, group: tuple[Segment | LiveRun, ...] = (), overall: tuple[Segment | LiveRun, ...] = ()
+        cls,
+        group: tuple[Segment | LiveRun, ...] = (),
+        overall: tuple[Segment | LiveRun, ...] = (),
+        live_group: tuple[Segment | LiveRun, ...] = (),
+        live_overall: tuple[Segment | LiveRun, ...] = (),
     ) -> "Sources":
-        """The segments of a group and the global ones; without any, the own text alone drafts."""
-        segments = (*group, *overall)
-        table = np.zeros((len(segments), NUM_COLUMNS), dtype=np.int64)
-        for i, segment in enumerate(segments):
-            table[i] = segment_row(segment)
-        return cls(segments, table, np.array([_GROUP_WEIGHT] * len(group) + [_GLOBAL_WEIGHT] * len(overall)))
+        """A group's segments and the global ones, of the pool and of what was learned; without any, the own
+        text alone drafts.
+        """
+        parts = (
+            (group, GROUP, Origin.GROUP),
+            (live_group, GROUP, Origin.LIVE),
+            (overall, GLOBAL, Origin.GLOBAL),
+            (live_overall, GLOBAL, Origin.LIVE),
+        )
+        # A segment without text would only take time.
+        rows = [(segment, *what) for segments, *what in parts for segment in segments if segment.tokens.size]
+        table = np.zeros((len(rows), SOURCE_COLUMNS), dtype=np.int64)
+        for row, (segment, kind, origin) in zip(table, rows, strict=True):
+            row[:NUM_COLUMNS], row[KIND], row[ORIGIN] = segment_row(segment), kind, origin
+        return cls(tuple(segment for segment, *_ in rows), table)
+
+    def memory(self) -> Memory:
+        """An empty memory for one request, which `Drafter.draft` keeps between its steps."""
+        return np.zeros(memory_size(len(self.segments)), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Drafts:
+    """The chains of a batch; what lies beyond a chain's length is undefined.
+
+    Attributes:
+        tokens: int32[batch, max_drafts].
+        survivals: float32[batch, max_drafts], the probability that the chain is right up to and including
+            each token, as far as the pool can tell.
+        lengths: int64[batch].
+        origins: int8[batch, max_drafts], see `Origin`.
+        matches: int16[batch, max_drafts], the length in tokens of the longest context that had each token.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    survivals: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int64]
+    origins: npt.NDArray[np.int8]
+    matches: npt.NDArray[np.int16]
 
 
 class Drafter:
@@ -55,8 +97,6 @@ class Drafter:
         max_drafts: the longest chain, in tokens.
         vocab_size: no token id from here on is ever drafted.
         live: what has been learned while serving; None without learning.
-        min_survival: a chain ends before the first token that survives with less probability; 0 keeps
-            every chain at full length.
     """
 
     def __init__(
@@ -64,13 +104,12 @@ class Drafter:
         pool: RetrievalPool | None,
         max_drafts: int,
         vocab_size: int,
-        min_survival: float = 0.0,
         live: LivePool | None = None,
     ) -> None:
         self.pool = pool
         self.max_drafts = max_drafts
         self.vocab_size = vocab_size
-        self.min_survival = min_survival
+        self._numbers = (pool.blend if pool is not None else Blend.default()).numbers()
         self._live = live
         self._live_version = 0
         self._workspace = np.empty(0, dtype=np.int64)
@@ -95,9 +134,7 @@ class Drafter:
             group = None
         sources = self._sources.pop(group, None)
         if sources is None:
-            sources = Sources.of(
-                (*self.pool.group_segments(group), *learned[0]), (*self.pool.global_segments(), *learned[1])
-            )
+            sources = Sources.of(self.pool.group_segments(group), self.pool.global_segments(), *learned)
             if len(self._sources) >= _MAX_GROUPS:
                 del self._sources[next(iter(self._sources))]
         self._sources[group] = sources
@@ -111,7 +148,9 @@ class Drafter:
         limits: npt.NDArray[np.int64],
         sources: list[Sources],
         seeds: npt.NDArray[np.int64] | None = None,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        ends: npt.NDArray[np.int32] | None = None,
+        memories: list[Memory] | None = None,
+    ) -> Drafts:
         """Draft for the requests of a batch.
 
         Args:
@@ -121,10 +160,9 @@ class Drafter:
             limits: int64[batch], the longest chain allowed for it; cut to `max_drafts`.
             sources: for each request, from `sources()`.
             seeds: int64[batch], see `draft_chain`; None drafts the likeliest tokens for all.
-
-        Returns:
-            drafts int32[batch, max_drafts], survival probabilities float32[batch, max_drafts] and chain
-            lengths int64[batch]; what lies beyond a chain's length is undefined.
+            ends: int32[batch], the token to draft where documents end, below 0 for none; None drafts none.
+            memories: for each request its own `Sources.memory()`, which carries what was found from one step
+                to the next; the drafts are the same without. None looks everything up anew.
 
         Raises:
             TypeError: `token_ids` is not a C-contiguous int32 array, which the kernels could only misread.
@@ -133,33 +171,40 @@ class Drafter:
             raise TypeError(f"token_ids must be C-contiguous int32, not {token_ids.dtype}")
         batch = len(rows)
         width = max((len(one.segments) for one in sources), default=0)
-        tables = np.zeros((batch, width, NUM_COLUMNS), dtype=np.int64)
-        weights = np.zeros((batch, width), dtype=np.float64)
-        for i, one in enumerate(sources):
-            tables[i, : len(one.segments)] = one.table
-            weights[i, : len(one.segments)] = one.weights
-        drafts = np.empty((batch, self.max_drafts), dtype=np.int32)
-        survivals = np.empty((batch, self.max_drafts), dtype=np.float32)
-        lengths = np.empty(batch, dtype=np.int64)
+        tables = np.zeros((batch, width, SOURCE_COLUMNS), dtype=np.int64)
+        for table, one in zip(tables, sources, strict=True):
+            table[: len(one.table)] = one.table
+        if memories is None:
+            memories = [one.memory() for one in sources]
+        drafts = Drafts(
+            np.empty((batch, self.max_drafts), dtype=np.int32),
+            np.empty((batch, self.max_drafts), dtype=np.float32),
+            np.empty(batch, dtype=np.int64),
+            np.empty((batch, self.max_drafts), dtype=np.int8),
+            np.empty((batch, self.max_drafts), dtype=np.int16),
+        )
         words = workspace_size(width, self.max_drafts)
         if self._workspace.size < words:
             self._workspace = np.empty(words, dtype=np.int64)
         draft_batch(
             self._workspace,
+            np.array([memory.ctypes.data for memory in memories], dtype=np.int64),
             tables,
-            weights,
+            self._numbers,
             token_ids,
             rows,
             sizes,
             np.minimum(limits, self.max_drafts),
             np.zeros(batch, dtype=np.int64) if seeds is None else seeds,
+            np.full(batch, -1, dtype=np.int32) if ends is None else ends,
             self.vocab_size,
-            self.min_survival,
-            drafts,
-            survivals,
-            lengths,
+            drafts.tokens,
+            drafts.survivals,
+            drafts.lengths,
+            drafts.origins,
+            drafts.matches,
         )
-        return drafts, survivals, lengths
+        return drafts
 
     def compile(self) -> None:
         """Compile the kernels, or load them from numba's cache, before the first request waits for them."""

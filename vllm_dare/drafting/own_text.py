@@ -1,7 +1,7 @@
 """The request's own text as a source: where the tokens just written have occurred in it before.
 
-A hash chain over the text, made anew at each look-up (about a nanosecond a token), links every position
-to the previous one with the same token, so that only places that match at least one token are visited.
+A hash chain links every position to the previous one with the same token, so that only places that match at
+least one token are visited. It is extended as the text grows.
 """
 
 from numba import njit
@@ -10,7 +10,8 @@ from vllm_dare.pool.kernels import CACHE
 
 # Number of hash slots; a power of two, so that a mask replaces the division.
 SLOTS = 1024
-# Of a longer text only this many latest tokens are searched, so that a look-up's cost stays bounded.
+# Of a longer text only this many latest tokens are searched, so that a look-up's cost stays bounded; a power
+# of two as well.
 WINDOW = 8192
 # At most this many earlier places are compared; the latest come first.
 MAX_PLACES = 128
@@ -18,23 +19,22 @@ MAX_PLACES = 128
 
 @njit(cache=CACHE, nogil=True)
 def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untyped-def]
-    """Link the positions [begin, end) of `text` by token.
+    """Link the positions [begin, end) of `text` to those before them.
 
     Args:
         text: int32[...].
-        slots: int64[SLOTS], filled with the last position of each hash value, -1 where none.
-        previous: int64[end - begin], filled with the position before with the same hash value, -1 if none.
+        slots: int32[SLOTS], the last position of each hash value, -1 where none.
+        previous: int32[WINDOW], for each position, modulo WINDOW, the one before with the same hash value.
     """
-    slots[:] = -1
     for position in range(begin, end):
         slot = text[position] & (SLOTS - 1)
-        previous[position - begin] = slots[slot]
+        previous[position & (WINDOW - 1)] = slots[slot]
         slots[slot] = position
 
 
 @njit(cache=CACHE, nogil=True)
 def match_own_text(text, begin, end, slots, previous, context, size, max_match, places, lengths):  # type: ignore[no-untyped-def]
-    """Where context[:size]'s last tokens occurred in the text.
+    """Where context[:size]'s last tokens occurred in text[begin:end].
 
     Args:
         context: int32[...], the tokens to match, the last at size - 1; may run past the text's end by
@@ -49,7 +49,7 @@ def match_own_text(text, begin, end, slots, previous, context, size, max_match, 
     found = 0
     last = context[size - 1]
     position = slots[last & (SLOTS - 1)]
-    while position >= 0 and found < MAX_PLACES:
+    while position >= begin and found < MAX_PLACES:
         if text[position] == last and position + 1 < end:
             length = 1
             while (
@@ -62,5 +62,5 @@ def match_own_text(text, begin, end, slots, previous, context, size, max_match, 
             places[found] = position + 1
             lengths[found] = length
             found += 1
-        position = previous[position - begin]
+        position = previous[position & (WINDOW - 1)]
     return found

@@ -14,7 +14,7 @@ from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import compile_budget, kind_of
-from vllm_dare.drafting.drafter import Drafter, Sources
+from vllm_dare.drafting.drafter import Drafter, Memory, Sources
 from vllm_dare.engine import plugin
 from vllm_dare.engine.learning import Learner, Written, stop_tokens
 from vllm_dare.engine.pacing import DraftPacing
@@ -35,6 +35,10 @@ class _RequestState:
     rule: RequestRule
     # Not 0 for a relaxed request: its drafts are drawn, see `vllm_dare.drafting.chain.draft_chain`.
     seed: int
+    # What look-ups carry from one step to the next.
+    memory: Memory
+    # The token to draft where documents end; -1 for none.
+    end: int
     # Output tokens after which nothing can be accepted any more.
     max_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
@@ -153,14 +157,25 @@ class DareProposer:
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
         seeds = np.array([state.seed for state in states], dtype=np.int64)
         look_up_began = time.perf_counter()
-        drafts, survivals, lengths = self.drafter.draft(
-            token_ids_cpu, where, sizes, limits, [state.sources for state in states], seeds
+        ends = np.array([state.end for state in states], dtype=np.int32)
+        drafts = self.drafter.draft(
+            token_ids_cpu,
+            where,
+            sizes,
+            limits,
+            [state.sources for state in states],
+            seeds,
+            ends,
+            [state.memory for state in states],
         )
+        lengths = drafts.lengths
         if self._pacing is not None:
             now = time.perf_counter()
-            lengths = self._pacing.send(states, kinds, survivals, lengths, whole, now, now - look_up_began)
+            lengths = self._pacing.send(
+                states, kinds, drafts.survivals, lengths, whole, now, now - look_up_began
+            )
         for i, row in enumerate(rows):
-            proposals[row] = drafts[i, : lengths[i]].tolist()
+            proposals[row] = drafts.tokens[i, : lengths[i]].tolist()
         return proposals
 
     def _end_step(
@@ -193,11 +208,15 @@ class DareProposer:
         max_tokens = params.max_tokens if params is not None else None
         rule = RequestRule(options.verification, stops)
         group = self._group(options)
+        sources = self._sources(group)
+        end = params.eos_token_id if params is not None and not params.ignore_eos else None
         sampled = params is not None and params.temperature > 0
         return _RequestState(
             seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
             request=request,
-            sources=self._sources(group),
+            sources=sources,
+            memory=sources.memory(),
+            end=-1 if end is None else end,
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
             group=group,

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import sync_directory, temporary_file
 from vllm_dare.pool.segment import Provenance
@@ -46,6 +47,8 @@ class Manifest(BaseModel):
         global_segments: names of the segments that hold every document of the pool; empty without them.
         segments: name to facts, for every segment that is referenced and no other.
         assignments: name of the file that says who belongs to which group; None without one.
+        blend: how far the drafter trusts the pool's contexts, see `vllm_dare.drafting.blend.Blend.encode`;
+            None if that was not fitted.
         created_at: when the pool was built.
     """
 
@@ -57,6 +60,7 @@ class Manifest(BaseModel):
     global_segments: list[SegmentName]
     segments: dict[SegmentName, SegmentInfo]
     assignments: AssignmentsName | None = None
+    blend: str | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")
@@ -65,6 +69,13 @@ class Manifest(BaseModel):
         if referenced != self.segments.keys():
             raise ValueError("the segments referenced and the segments described differ")
         return self
+
+    @field_validator("blend")
+    @classmethod
+    def _blend_is_readable(cls, blend: str | None) -> str | None:
+        if blend is not None:
+            Blend.decode(blend)
+        return blend
 
 
 def is_pool(directory: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
 from vllm_dare.pool.lock import ReadLock
@@ -60,6 +61,11 @@ class RetrievalPool:
     def groups(self) -> Collection[str]:
         """The names of the groups that have text."""
         return self.manifest.groups.keys()
+
+    @cached_property
+    def blend(self) -> Blend:
+        """How far the drafter trusts contexts; the default where nothing was fitted."""
+        return Blend.default() if self.manifest.blend is None else Blend.decode(self.manifest.blend)
 
     @cached_property
     def num_tokens(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
 from vllm_dare.pool.files import sync_directory
-from vllm_dare.pool.lock import is_read
+from vllm_dare.pool.lock import ReadLock, is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -22,7 +22,7 @@ from vllm_dare.pool.manifest import (
     read_manifest,
     write_manifest,
 )
-from vllm_dare.pool.pool import SEGMENTS_DIRECTORY
+from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
 from vllm_dare.pool.segment import Provenance, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
@@ -81,11 +81,20 @@ def write_pool(
     try:
         with _staging(output) as directory:
             manifest = _write_files(content, directory, workers, progress, max_segment_tokens)
+            manifest = manifest.model_copy(update={"blend": _fit(directory, manifest)})
             write_manifest(directory, manifest)
     except OSError as error:
         reason = error.strerror or error
         raise PoolError(f"Cannot write the pool {output} ({reason}); check permissions and space.") from None
     return manifest
+
+
+def _fit(directory: Path, manifest: Manifest) -> str | None:
+    from vllm_dare.drafting.fit import fit_blend  # with numba, which not every command needs
+
+    with RetrievalPool(directory, manifest, ReadLock(directory)) as pool:
+        blend = fit_blend(pool)
+    return None if blend is None else blend.encode()
 
 
 def check_output(output: Path, overwrite: bool) -> None:

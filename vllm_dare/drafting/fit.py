@@ -1,0 +1,213 @@
+"""Fitting the blend on a pool's own text, each document left out in its turn.
+
+The documents of a pool stand for the texts to come. Of some of them every token is predicted from what
+comes before it and from the rest of the pool; how far contexts are to be trusted is then estimated by
+expectation maximization (Jelinek and Mercer, 1980), and how often the leading token is right, given its
+blended score, by counting.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from vllm_dare.drafting.blend import CURVE_POINTS, NUM_TRUST, Blend
+from vllm_dare.drafting.chain import (
+    NUM_CONTEXTS,
+    SKIP_FROM,
+    SKIP_TO,
+    draft_chain,
+    memory_size,
+    workspace_size,
+)
+from vllm_dare.drafting.drafter import Sources
+from vllm_dare.pool.kernels import CACHE, find, float64_array, int32_array, int64_array
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import SEPARATOR, Segment
+
+_MAX_DOCUMENTS = 400
+# Of a long document so many first tokens are predicted.
+_MAX_TOKENS = 1024
+_ROUNDS = 30
+# The table and the curve that are there without a fit count as much as this many predictions an entry.
+_PRIOR = 3.0
+_CURVE_PRIOR = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A document that is predicted without itself.
+
+    Attributes:
+        tokens: int32[n], with the separator that ends it.
+        sources: what predicts it; in their table its own places are marked to be skipped.
+        table: int64[sources, SOURCE_COLUMNS].
+    """
+
+    tokens: npt.NDArray[np.int32]
+    sources: Sources
+    table: npt.NDArray[np.int64]
+
+
+def fit_blend(pool: RetrievalPool, max_documents: int = _MAX_DOCUMENTS) -> Blend | None:
+    """Fit on at most so many documents, evenly spaced; some seconds, whatever the size of the pool.
+
+    Returns:
+        The blend; None for a pool of fewer than two documents. The same pool always gives the same.
+    """
+    documents = list(_held_out(pool, max_documents))
+    if len(documents) < 2:
+        return None
+    default = Blend.default()
+    traces = [_trace(document, default) for document in documents]
+    places = np.concatenate([places for places, _ in traces])
+    shares = np.concatenate([shares for _, shares in traces])
+    fitted = Blend(_estimate_trust(places, shares, default.trust, pool.tokenizer.vocab_size), default.curve)
+    guesses = [_guess(document, fitted, pool.tokenizer.vocab_size) for document in documents]
+    scores = np.concatenate([scores for scores, _ in guesses])
+    right = np.concatenate([right for _, right in guesses])
+    return Blend(fitted.trust, _estimate_curve(scores, right))
+
+
+def _held_out(pool: RetrievalPool, max_documents: int) -> Iterator[_Held]:
+    """Documents of the groups, or where there are none, of the global segments."""
+    segments = [(group, name) for group, names in pool.manifest.groups.items() for name in names]
+    if not segments:
+        segments = [(None, name) for name in pool.manifest.global_segments]  # type: ignore[misc]
+    ends = list(accumulate(pool.manifest.segments[name].num_documents for _, name in segments))
+    if not ends or ends[-1] < 2:
+        return
+    overall = pool.global_segments()
+    for number in np.unique(np.linspace(0, ends[-1] - 1, min(max_documents, ends[-1])).astype(int)):
+        index = bisect_right(ends, number)
+        group, name = segments[index]
+        mates = pool.group_segments(group)
+        home = next(segment for segment in (*mates, *overall) if segment.name == name)
+        at = int(number) - (ends[index - 1] if index else 0)
+        breaks = np.flatnonzero(home.tokens == SEPARATOR)
+        begin, end = (int(breaks[at - 1]) + 1 if at else 0), int(breaks[at]) + 1
+        tokens = np.array(home.tokens[begin:end])
+        sources = Sources.of(mates, overall)
+        table = sources.table.copy()
+        for row, segment in zip(table, sources.segments, strict=True):
+            row[SKIP_FROM], row[SKIP_TO] = (begin, end) if segment is home else _place(row, segment, tokens)
+        yield _Held(tokens, sources, table)
+
+
+def _place(row: npt.NDArray[np.int64], segment: Segment, tokens: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Where a segment holds a document (one of them, if it holds several); (0, 0) if it does not."""
+    lo, hi = find(row, tokens, 0, len(tokens)) if len(tokens) > 1 else (0, 0)
+    for position in segment.suffix_array[lo:hi].tolist():
+        if position == 0 or segment.tokens[position - 1] == SEPARATOR:
+            return position, position + len(tokens)
+    return 0, 0
+
+
+@njit(cache=CACHE, nogil=True)
+def _predict(workspace, memory, table, numbers, text, vocab_size, trace, places, shares):  # type: ignore[no-untyped-def]
+    """Predict every token of a text but the first.
+
+    Args:
+        trace: float64[rows, 2]; with rows, the contexts of each position go to `places` and `shares`, see
+            `_trace`. Without, the leading token's number and score do: int32 and float32 [positions, 1].
+    """
+    draft = np.empty(1, np.int32)
+    survival = np.empty(1, np.float32)
+    origin = np.empty(1, np.int8)
+    match = np.empty(1, np.int16)
+    for size in range(1, text.size):
+        found = draft_chain(
+            workspace.ctypes.data,
+            memory.ctypes.data,
+            int64_array(table.ctypes.data, table.size).reshape(table.shape),
+            float64_array(numbers.ctypes.data, numbers.size),
+            int32_array(text.ctypes.data, text.size),
+            size,
+            1,
+            0,
+            vocab_size,
+            vocab_size + 1,
+            draft,
+            survival,
+            origin,
+            match,
+            text[size],
+            trace,
+        )
+        for i in range(found):
+            places[size - 1, i] = int(trace[i, 0]) if trace.shape[0] > 0 else draft[0]
+            shares[size - 1, i] = trace[i, 1] if trace.shape[0] > 0 else survival[0]
+
+
+def _run(
+    document: _Held, blend: Blend, vocab_size: int, trace: npt.NDArray[np.float64], width: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    text = document.tokens[:_MAX_TOKENS]
+    places = np.full((len(text) - 1, width), -1, dtype=np.int32)
+    shares = np.zeros((len(text) - 1, width), dtype=np.float32)
+    num_sources = len(document.table)
+    workspace = np.empty(workspace_size(num_sources, 1), dtype=np.int64)
+    memory = np.zeros(memory_size(num_sources), dtype=np.int64)
+    _predict(workspace, memory, document.table, blend.numbers(), text, vocab_size, trace, places, shares)
+    return places, shares
+
+
+def _trace(document: _Held, blend: Blend) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """For each token but the first, all contexts before it.
+
+    Returns:
+        int32[n - 1, NUM_CONTEXTS], places in the trust table, longest context first, -1 after the last;
+        and float32[n - 1, NUM_CONTEXTS], the share of the token among what followed each.
+    """
+    return _run(document, blend, 0, np.zeros((NUM_CONTEXTS, 2)), NUM_CONTEXTS)
+
+
+def _guess(
+    document: _Held, blend: Blend, vocab_size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The score of the leading token at each position where there is one, and whether it is right."""
+    guessed, scores = _run(document, blend, vocab_size, np.zeros((0, 2)), 1)
+    # A document's end is guessed as the token beyond the vocabulary.
+    actual = np.where(document.tokens[:_MAX_TOKENS] == SEPARATOR, vocab_size, document.tokens[:_MAX_TOKENS])[1:]
+    known = guessed[:, 0] >= 0
+    return scores[known, 0], (guessed[:, 0] == actual)[known]
+
+
+def _estimate_trust(
+    places: npt.NDArray[np.int32], shares: npt.NDArray[np.float32], prior: npt.NDArray[np.float64], vocab_size: int
+) -> npt.NDArray[np.float64]:
+    """The trust that makes the tokens likeliest; what no context claims is spread over the vocabulary."""
+    width = int((places >= 0).sum(axis=1).max(initial=0))
+    used = places[:, :width] >= 0
+    where = np.where(used, places[:, :width], 0)
+    claimed = shares[:, :width].astype(np.float64)
+    trust = prior
+    for _ in range(_ROUNDS):
+        taken = np.where(used, trust[where], 0.0)
+        left = np.cumprod(1.0 - taken, axis=1)
+        before = np.concatenate([np.ones((len(left), 1)), left[:, :-1]], axis=1)
+        joint = before * taken * claimed
+        rest = left[:, -1:] / vocab_size if width else np.ones((len(left), 1))
+        total = joint.sum(axis=1, keepdims=True) + rest
+        chosen = joint / total
+        reached = chosen[:, ::-1].cumsum(axis=1)[:, ::-1] + rest / total
+        numerator = np.bincount(where[used], chosen[used], NUM_TRUST) + _PRIOR * prior
+        trust = numerator / (np.bincount(where[used], reached[used], NUM_TRUST) + _PRIOR)
+    return np.clip(trust, 1e-4, 1.0 - 1e-4)
+
+
+def _estimate_curve(scores: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """How often tokens of about the score of each point of the curve are right; never falling."""
+    points = np.linspace(0.0, 1.0, CURVE_POINTS)
+    place = np.clip(scores.astype(np.float64), 0.0, 1.0) * (CURVE_POINTS - 1)
+    low = np.minimum(place.astype(int), CURVE_POINTS - 2)
+    weight = place - low
+    hits, looks = _CURVE_PRIOR * points, np.full(CURVE_POINTS, _CURVE_PRIOR)
+    for index, part in ((low, 1.0 - weight), (low + 1, weight)):
+        looks += np.bincount(index, part, CURVE_POINTS)
+        hits += np.bincount(index, part * right, CURVE_POINTS)
+    return np.maximum.accumulate(hits / looks)
