@@ -52,6 +52,7 @@ class Runner:
             all_stop_token_ids={9, 4},
             temperature=0.0,
             seed=None,
+            ignore_eos=True,
         )
         self.requests[request_id] = SimpleNamespace(
             sampling_params=params,
