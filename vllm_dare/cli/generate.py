@@ -54,6 +54,15 @@ def generate(
     draft_tokens: Annotated[
         int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=options.DRAFTS)
     ] = 16,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn",
+            help="Let what is written draft for later rows, and keep it in POOL/live for later runs; a "
+            "missing pool is made.",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = False,
     no_drafts: Annotated[
         bool, typer.Option("--no-drafts", help="Plain vLLM, for comparison.", rich_help_panel=options.DRAFTS)
     ] = False,
@@ -105,6 +114,7 @@ def generate(
         pool=pool,
         verification=verification.value,
         draft_tokens=0 if no_drafts else draft_tokens,
+        learn=learn,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         dtype=dtype,

@@ -11,10 +11,15 @@ from vllm_dare.errors import DareError
 from vllm_dare.generation.settings import EngineSettings
 
 
-def check_pool(pool: Path, model: str) -> None:
+def check_pool(pool: Path, model: str, learn: bool = False) -> None:
     """Look at the pool before the engine starts, which takes half a minute and more.
 
     The engine compares tokenizers too; here it is done where the model is a local directory.
+
+    Args:
+        pool: the pool directory; to ``learn``, it may be missing or empty, and the engine makes it.
+        model: the model directory or name.
+        learn: whether the run learns.
 
     Raises:
         PoolError: the pool cannot be read, or has another tokenizer.
@@ -22,6 +27,8 @@ def check_pool(pool: Path, model: str) -> None:
     from vllm_dare.pool.pool import RetrievalPool
     from vllm_dare.pool.tokenizer import load_tokenizer, tokenizer_info
 
+    if learn and not (pool.is_dir() and any(pool.iterdir())) and not pool.is_file():
+        return
     with RetrievalPool.open(pool) as opened:
         opened.check_files()
         if (Path(model) / "tokenizer.json").is_file():
@@ -90,7 +97,10 @@ def _warm_up(llm: Any) -> None:
     from vllm import SamplingParams
 
     llm.generate(
-        [{"prompt_token_ids": [1, 2, 3]}], SamplingParams(max_tokens=8, temperature=0), use_tqdm=False
+        [{"prompt_token_ids": [1, 2, 3]}],
+        # to its end, so that it is too short to be learned
+        SamplingParams(max_tokens=8, temperature=0, ignore_eos=True),
+        use_tqdm=False,
     )
 
 

@@ -1,7 +1,7 @@
 """One batch run from prompt file to output file."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from vllm_dare.generation.engine import check_model, check_pool, start_engine, s
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
+from vllm_dare.generation.learned import Learned, learned_since, learned_so_far
 from vllm_dare.generation.meter import Figures, Meter
 from vllm_dare.generation.output import CompleteRows, OutputFile, check_finished, is_begun, recorded_prompts
 from vllm_dare.generation.progress import run_progress
@@ -81,6 +82,7 @@ class Outcome:
         figures: what this run did.
         comparison: if one was asked for and made.
         signal: what interrupted the run.
+        learned: what the run added to its pool; None if it was not to learn.
     """
 
     status: Literal["complete", "interrupted", "untouched"]
@@ -90,12 +92,15 @@ class Outcome:
     figures: Figures = field(default_factory=Figures)
     comparison: Comparison | None = None
     signal: int | None = None
+    learned: Learned | None = None
 
     def as_dict(self) -> dict[str, Any]:
         result = {name: getattr(self, name) for name in ("status", "total", "earlier", "failed")}
         result["figures"] = self.figures.as_dict()
         if self.comparison is not None:
             result["comparison"] = asdict(self.comparison) | {"speed_up": self.comparison.speed_up}
+        if self.learned is not None:
+            result["learned"] = asdict(self.learned)
         return result
 
 
@@ -113,7 +118,7 @@ def run_job(job: Job, console: Console) -> Outcome:
 def _run(job: Job, console: Console, interruption: Interruption) -> Outcome:
     check_model(job.engine.model)
     if job.engine.pool is not None and job.engine.draft_tokens:
-        check_pool(job.engine.pool, job.engine.model)
+        check_pool(job.engine.pool, job.engine.model, job.engine.learn)
     fingerprint = Fingerprint(recorded_prompts(job.output))
     with console.status("Checking the prompts"):
         total = check_unique(fingerprint.watch(job.rows()), job.rows(), str(job.prompts))
@@ -165,11 +170,13 @@ def _fill(job: Job, file: OutputFile, total: int, console: Console, interruption
     console.print("Starting vLLM", highlight=False)
     llm = start_engine(job.engine)
     interruption.generating()
+    known = learned_so_far(job.engine)
     try:
         run = _Run(job, file, llm, interruption, console=console, total=total, earlier=earlier)
-        return run.outcome(sample, todo, baseline)
+        outcome = run.outcome(sample, todo, baseline)
     finally:
         stop_engine(llm)
+    return replace(outcome, learned=learned_since(known, job.engine))
 
 
 class _Run:

@@ -40,6 +40,8 @@ class EngineSettings:
         pool: the pool directory; None drafts from each row's own text alone.
         verification: ``strict`` changes no output, ``relaxed`` keeps near-miss draft tokens.
         draft_tokens: the most draft tokens a step; 0 is plain vLLM without drafts.
+        learn: whether what is written drafts for later rows and runs; needs drafts and a pool, which may
+            still be missing.
         max_num_seqs, max_model_len, dtype: as in vLLM; None leaves vLLM's default.
         engine_args: further arguments of ``vllm.LLM``.
     """
@@ -48,6 +50,7 @@ class EngineSettings:
     pool: Path | None = None
     verification: Verification = "strict"
     draft_tokens: int = 16
+    learn: bool = False
     max_num_seqs: int | None = None
     max_model_len: int | None = None
     dtype: str | None = None
@@ -57,6 +60,12 @@ class EngineSettings:
         for name in _OWN_ENGINE_ARGS:
             if name in self.engine_args:
                 raise ConfigError(f"--engine-args may not contain {name!r}: vllm-dare sets it itself.")
+        if self.learn and self.pool is None:
+            raise ConfigError(
+                "--learn needs --pool DIR, where the text is kept; DIR is made if it is missing."
+            )
+        if self.learn and not self.draft_tokens:
+            raise ConfigError("--learn and --no-drafts exclude each other: leave out one of them.")
 
     def llm_args(self) -> dict[str, Any]:
         """The keyword arguments of ``vllm.LLM``."""
@@ -80,13 +89,16 @@ class EngineSettings:
         config: dict[str, Any] = {"verification": {"mode": self.verification}}
         if self.pool is not None:
             config["pool"] = str(self.pool.resolve())
+        if self.learn:
+            config["live"] = {}
         return config
 
 
 def text_settings(engine: EngineSettings, sampling: SamplingSettings, token_ids: bool) -> dict[str, Any]:
     """The settings that decide what is written: a part file may only be continued with the same ones.
 
-    Drafts change the text in relaxed verification only, so that a strict run may go on with a newer pool.
+    Drafts change the text in relaxed verification only, so that a strict run may go on with a newer pool, or
+    begin to learn.
     """
     settings: dict[str, Any] = {
         "model": engine.model,
@@ -100,4 +112,6 @@ def text_settings(engine: EngineSettings, sampling: SamplingSettings, token_ids:
     if settings["verification"] == "relaxed":
         settings["pool"] = None if engine.pool is None else str(engine.pool)
         settings["draft_tokens"] = engine.draft_tokens
+        if engine.learn:
+            settings["learn"] = True
     return settings

@@ -28,6 +28,8 @@ def outcome_table(outcome: Outcome) -> Table:
     for label, name, form in _FIGURES:
         if figures[name] is not None:
             table.add_row(label, form.format(figures[name]))
+    if (learned := outcome.learned) is not None:
+        table.add_row("learned", f"{learned.documents} documents, {learned.tokens} tokens")
     return table
 
 
