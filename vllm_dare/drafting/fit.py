@@ -172,13 +172,18 @@ def _guess(
     """The score of the leading token at each position where there is one, and whether it is right."""
     guessed, scores = _run(document, blend, vocab_size, np.zeros((0, 2)), 1)
     # A document's end is guessed as the token beyond the vocabulary.
-    actual = np.where(document.tokens[:_MAX_TOKENS] == SEPARATOR, vocab_size, document.tokens[:_MAX_TOKENS])[1:]
+    actual = np.where(document.tokens[:_MAX_TOKENS] == SEPARATOR, vocab_size, document.tokens[:_MAX_TOKENS])[
+        1:
+    ]
     known = guessed[:, 0] >= 0
     return scores[known, 0], (guessed[:, 0] == actual)[known]
 
 
 def _estimate_trust(
-    places: npt.NDArray[np.int32], shares: npt.NDArray[np.float32], prior: npt.NDArray[np.float64], vocab_size: int
+    places: npt.NDArray[np.int32],
+    shares: npt.NDArray[np.float32],
+    prior: npt.NDArray[np.float64],
+    vocab_size: int,
 ) -> npt.NDArray[np.float64]:
     """The trust that makes the tokens likeliest; what no context claims is spread over the vocabulary."""
     width = int((places >= 0).sum(axis=1).max(initial=0))

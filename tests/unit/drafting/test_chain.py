@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dare.drafting import chain
-from vllm_dare.drafting.drafter import Drafter
+from vllm_dare.drafting.blend import (
+    CURVE_POINTS,
+    NUM_KINDS,
+    NUM_LENGTHS,
+    NUM_PLACES,
+    NUM_VARIETIES,
+    Blend,
+)
+from vllm_dare.drafting.drafter import Drafter, Drafts, Origin, Sources
 from vllm_dare.pool.segment import SEPARATOR
 
 VOCAB = 5
@@ -38,6 +46,8 @@ def segment_of(name: str, corpus: list[list[int]]) -> Any:
 class FakePool:
     """One group "g" and a global segment."""
 
+    blend = Blend.default()
+
     def __init__(self, group: list[list[int]], overall: list[list[int]]) -> None:
         self.groups = {"g"}
         self._group, self._global = segment_of("group", group), segment_of("global", overall)
@@ -52,14 +62,33 @@ class FakePool:
 def draft(
     pool: FakePool | None, text: list[int], limit: int, group: str | None = None, **options: Any
 ) -> tuple[list[int], list[float]]:
-    drafter = Drafter(pool, limit, options.pop("vocab_size", VOCAB), **options)  # type: ignore[arg-type]
+    drafts = draft_once(pool, text, limit, group, **options)
+    return drafts.tokens[0, : drafts.lengths[0]].tolist(), drafts.survivals[0, : drafts.lengths[0]].tolist()
+
+
+def draft_once(
+    pool: FakePool | None,
+    text: list[int],
+    limit: int,
+    group: str | None = None,
+    *,
+    vocab_size: int = VOCAB,
+    end: int = -1,
+    seed: int = 0,
+) -> Drafts:
+    drafter = Drafter(pool, limit, vocab_size)  # type: ignore[arg-type]
     token_ids = np.zeros((3, 200), dtype=np.int32)
     token_ids[1, : len(text)] = text
     one = np.ones(1, dtype=np.int64)
-    drafts, survivals, lengths = drafter.draft(
-        token_ids, one, one * len(text), one * limit, [drafter.sources(group)]
+    return drafter.draft(
+        token_ids,
+        one,
+        one * len(text),
+        one * limit,
+        [drafter.sources(group)],
+        one * seed,
+        np.full(1, end, dtype=np.int32),
     )
-    return drafts[0, : lengths[0]].tolist(), survivals[0, : lengths[0]].tolist()
 
 
 def continuations(corpus: list[list[int]], context: list[int]) -> list[int]:
@@ -84,40 +113,75 @@ def own_continuations(text: list[int], context: list[int]) -> list[int]:
     return [text[e] for e in reversed(ends)][: chain.MAX_PLACES]
 
 
-def oracle(
-    corpora: list[list[list[int]]], text: list[int], limit: int, vocab_size: int = VOCAB
-) -> tuple[list[int], list[float]]:
-    known = text[-chain.MAX_MATCH :]
-    starts = [len(known) - length for length in chain.LADDER if length <= len(known)]
-    context, drafted, survivals, surviving = list(known), [], [], 1.0
-    for _ in range(limit):
-        scores: dict[int, float] = {}
-        leftover = 1.0
-        for start in starts:
-            counts: dict[int, float] = {}
-            for corpus in corpora:
-                for token in sampled(continuations(corpus, context[start:])):
-                    counts[token] = counts.get(token, 0.0) + 1.0
-            for token in own_continuations(text, context[start:]):
-                counts[token] = counts.get(token, 0.0) + chain.OWN_WEIGHT
-            if not counts:
+def lookup_lengths(end: int) -> list[int]:
+    """The contexts of a text of `end` tokens, longest first."""
+    steps = [1] * 4 + [2] * 4 + [4] * 8 + [8] * 16
+    return [n for n in range(min(end, 32), 0, -1) if (end - n) % steps[n - 1] == 0]
+
+
+def row_of_trust(kind: int, length: int, places: int, variety: int) -> int:
+    """Places in the table as the doc of `Blend` describes them."""
+    row = next(i for i, top in enumerate([*range(1, 9), 12, 16, 24, 32]) if length <= top)
+    column = next(i for i, top in enumerate([1, 2, 4, 8, 16, 32, 64, 256, 1024, 10**9]) if places <= top)
+    kinds = next(i for i, top in enumerate([1, 2, 4, 8, 16, 10**9]) if variety <= top)
+    return int(
+        np.ravel_multi_index((kind, row, column, kinds), (NUM_KINDS, NUM_LENGTHS, NUM_PLACES, NUM_VARIETIES))
+    )
+
+
+def scores_after(
+    blend: Blend, group: list[list[int]], overall: list[list[int]], text: list[int], drafted: list[int]
+) -> dict[int, tuple[float, int, int]]:
+    """Each candidate's score, and the kind of source and the length that had it first."""
+    whole = text + drafted
+    found: dict[int, tuple[float, int, int]] = {}
+    leftover, seen = 1.0, [0, 0, 0]
+    for length in lookup_lengths(len(whole)):
+        context = whole[-length:]
+        by_kind = (
+            own_continuations(text, context),
+            continuations(group, context),
+            continuations(overall, context),
+        )
+        for kind, following in enumerate(by_kind):
+            if len(following) <= seen[kind]:
                 continue
-            share = leftover / (sum(counts.values()) + chain.DISCOUNT * len(counts))
-            for token, count in counts.items():
-                scores[token] = scores.get(token, 0.0) + share * count
-            leftover = share * chain.DISCOUNT * len(counts)
-            best, second = [*sorted(scores.values(), reverse=True), 0.0][:2]
+            seen[kind] = len(following)
+            looked = following if kind == 0 else sampled(following)
+            share = leftover * blend.trust[row_of_trust(kind, length, len(following), len(set(looked)))]
+            for token in looked:
+                score, *first = found.get(token, (0.0, kind, length))
+                found[token] = (score + share / len(looked), *first)  # type: ignore[assignment]
+            leftover -= share
+            best, second = [*sorted((score for score, *_ in found.values()), reverse=True), 0.0][:2]
             if best - second > leftover:
-                break
-        leader = max(scores, key=scores.__getitem__, default=SEPARATOR)
-        if leader < 0 or leader >= vocab_size:
+                return found
+    return found
+
+
+def oracle(
+    group: list[list[int]], overall: list[list[int]], text: list[int], limit: int, end: int = -1
+) -> list[tuple[int, float, int, int]]:
+    """(token, survival, kind of source, length of match) of a chain."""
+    blend = Blend.default()
+    result: list[tuple[int, float, int, int]] = []
+    surviving = 1.0
+    while len(result) < limit:
+        found = scores_after(blend, group, overall, text, [token for token, *_ in result])
+        if not found:
             break
-        surviving *= scores[leader]
-        drafted.append(leader)
-        survivals.append(surviving)
-        starts.append(len(context))
-        context.append(leader)
-    return drafted, survivals
+        leader = max(found, key=lambda token: found[token][0])
+        token = end if leader == SEPARATOR else leader
+        if token < 0:
+            break
+        score, kind, length = found[leader]
+        surviving *= np.interp(score, np.linspace(0, 1, CURVE_POINTS), blend.curve)
+        if surviving < chain.MIN_SURVIVAL:
+            break
+        result.append((token, surviving, kind, length))
+        if token == end:
+            break
+    return result
 
 
 @settings(max_examples=300, deadline=None)
@@ -126,10 +190,13 @@ def test_chain_equals_brute_force(
     group: list[list[int]], others: list[list[int]], text: list[int], limit: int
 ) -> None:
     overall = group + others
-    drafted, survivals = draft(FakePool(group, overall), text, limit, group="g")
-    expected, expected_survivals = oracle([group, overall], text, limit)
-    assert drafted == expected
-    assert survivals == pytest.approx(expected_survivals, rel=1e-5)
+    drafts = draft_once(FakePool(group, overall), text, limit, group="g", end=VOCAB - 1)
+    size = drafts.lengths[0]
+    expected = oracle(group, overall, text, limit, end=VOCAB - 1)
+    assert drafts.tokens[0, :size].tolist() == [token for token, *_ in expected]
+    assert drafts.survivals[0, :size].tolist() == pytest.approx([p for _, p, *_ in expected], rel=1e-5)
+    assert drafts.origins[0, :size].tolist() == [kind for *_, kind, _ in expected]
+    assert drafts.matches[0, :size].tolist() == [length for *_, length in expected]
 
 
 @settings(max_examples=50, deadline=None)
@@ -137,7 +204,7 @@ def test_chain_equals_brute_force(
 def test_unknown_group_drafts_from_the_global_segment(overall: list[list[int]], text: list[int]) -> None:
     pool = FakePool([[0, 1, 2, 3, 4] * 5], overall)
     assert draft(pool, text, 8, group="nobody") == draft(pool, text, 8, group=None)
-    assert draft(pool, text, 8, group=None)[0] == oracle([overall], text, 8)[0]
+    assert draft(pool, text, 8)[0] == [token for token, *_ in oracle([], overall, text, 8)]
 
 
 def test_long_repeated_document_is_sampled() -> None:
@@ -167,12 +234,17 @@ def test_nothing_beyond_the_vocabulary_is_drafted() -> None:
     assert draft(FakePool([], corpus), [0], 8, vocab_size=5)[0] == [1]
 
 
-def test_min_survival_cuts_the_chain() -> None:
-    corpus = [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 2]]
-    drafted, survivals = draft(FakePool([], corpus), [0], 8)
-    assert drafted == [1, 2]
-    cut = (survivals[0] + survivals[1]) / 2
-    assert draft(FakePool([], corpus), [0], 8, min_survival=cut)[0] == [1]
+def test_the_end_token_is_drafted_where_documents_end() -> None:
+    pool = FakePool([], [[0, 1, 2], [3, 4]])
+    assert draft(pool, [0], 16, vocab_size=10, end=9)[0] == [1, 2, 9]
+    assert draft(pool, [0], 16, vocab_size=9, end=9)[0] == [1, 2]
+
+
+def test_a_hopeless_chain_ends() -> None:
+    corpus = [[1, 2 + i, 60] for i in range(30)] + [[2 + i, 40 + j] for i in range(30) for j in range(20)]
+    drafted, survivals = draft(FakePool([], corpus), [1], 8, vocab_size=100)
+    assert 1 <= len(drafted) < 8
+    assert all(p >= chain.MIN_SURVIVAL for p in survivals)
 
 
 def test_long_own_text_is_searched_in_its_window_only() -> None:
@@ -181,11 +253,11 @@ def test_long_own_text_is_searched_in_its_window_only() -> None:
     text[0, :3] = [7, 8, 9]
     text[0, -1] = 7
     one = np.ones(1, dtype=np.int64)
-    _, _, lengths = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
-    assert lengths[0] == 0
+    drafts = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
+    assert drafts.lengths[0] == 0
     text[0, 15_000:15_003] = [7, 8, 9]
-    drafts, _, lengths = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
-    assert drafts[0, : lengths[0]].tolist()[:2] == [8, 9]
+    drafts = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
+    assert drafts.tokens[0, : drafts.lengths[0]].tolist()[:2] == [8, 9]
 
 
 def test_rotten_suffix_array_never_reads_outside_the_segment() -> None:
@@ -202,17 +274,8 @@ def test_rotten_suffix_array_never_reads_outside_the_segment() -> None:
 
 
 def draw(pool: FakePool, text: list[int], limit: int, seed: int) -> list[int]:
-    drafter = Drafter(pool, limit, VOCAB)  # type: ignore[arg-type]
-    one = np.ones(1, dtype=np.int64)
-    drafts, _, lengths = drafter.draft(
-        np.array([text], dtype=np.int32),
-        one - 1,
-        one * len(text),
-        one * limit,
-        [drafter.sources(None)],
-        one * seed,
-    )
-    return drafts[0, : lengths[0]].tolist()
+    drafts = draft_once(pool, text, limit, seed=seed)
+    return drafts.tokens[0, : drafts.lengths[0]].tolist()
 
 
 def test_drawn_chains_repeat_and_differ_by_seed() -> None:
@@ -244,10 +307,62 @@ def test_batch_rows_do_not_disturb_each_other() -> None:
     sizes = rng.integers(1, 50, 6).astype(np.int64)
     limits = np.array([8, 0, 3, 8, -1, 20], dtype=np.int64)
     groups = ["g", None, "g", "unknown", None, "g"]
-    drafts, _, lengths = drafter.draft(
+    drafts = drafter.draft(
         token_ids, np.arange(6, dtype=np.int64), sizes, limits, [drafter.sources(group) for group in groups]
     )
     for row, group in enumerate(groups):
         limit = int(min(max(limits[row], 0), 8))
         alone = draft(pool, token_ids[row, : sizes[row]].tolist(), limit, group)[0] if limit else []
-        assert drafts[row, : lengths[row]].tolist() == alone
+        assert drafts.tokens[row, : drafts.lengths[row]].tolist() == alone
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 6), st.lists(st.integers(0, VOCAB - 1), max_size=12)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents, documents, texts, edits)
+def test_look_ups_that_remember_equal_look_ups_anew(
+    group: list[list[int]],
+    others: list[list[int]],
+    text: list[int],
+    history: list[tuple[int, list[int]]],
+) -> None:
+    drafter = Drafter(FakePool(group, group + others), 8, VOCAB)  # type: ignore[arg-type]
+    sources = drafter.sources("g")
+    memory = sources.memory()
+    one = np.ones(1, dtype=np.int64)
+    for taken_back, written in history:
+        text = text[: max(1, len(text) - taken_back)] + written
+        token_ids = np.array([text], dtype=np.int32)
+        call = (token_ids, one - 1, one * len(text), one * 8, [sources])
+        kept, anew = drafter.draft(*call, memories=[memory]), drafter.draft(*call)
+        size = anew.lengths[0]
+        assert kept.lengths[0] == size
+        for name in ("tokens", "survivals", "origins", "matches"):
+            assert getattr(kept, name)[0, :size].tolist() == getattr(anew, name)[0, :size].tolist()
+
+
+def test_a_memory_follows_a_text_longer_than_the_window() -> None:
+    rng = np.random.default_rng(2)
+    text = rng.integers(0, 50, (1, 20_000)).astype(np.int32)
+    drafter = Drafter(None, 4, 50)
+    sources = drafter.sources(None)
+    memory = sources.memory()
+    one = np.ones(1, dtype=np.int64)
+    for size in (3, 8_000, 8_191, 8_193, 12_345, 12_346, 20_000):
+        kept = drafter.draft(text, one - 1, one * size, one * 4, [sources], memories=[memory])
+        anew = drafter.draft(text, one - 1, one * size, one * 4, [sources])
+        length = anew.lengths[0]
+        assert kept.tokens[0, : kept.lengths[0]].tolist() == anew.tokens[0, :length].tolist()
+
+
+def test_learned_text_counts_as_its_kind_and_is_told_apart() -> None:
+    live, pool = segment_of("live", [[0, 1, 2]]), segment_of("pool", [[3, 4, 2]])
+    sources = Sources.of((), (pool,), (live,), (segment_of("empty", []),))
+    assert len(sources.segments) == 2
+    one = np.ones(1, dtype=np.int64)
+    for text, origin in (([0], Origin.LIVE), ([3], Origin.GLOBAL)):
+        drafts = Drafter(None, 4, VOCAB).draft(np.array([text], dtype=np.int32), one - 1, one, one, [sources])
+        assert drafts.origins[0, 0] == origin

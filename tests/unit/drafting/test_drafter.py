@@ -34,8 +34,8 @@ def open_pool(tmp_path: Path) -> Callable[..., RetrievalPool]:
 def draft(drafter: Drafter, text: list[int], group: str | None) -> list[int]:
     one = np.ones(1, dtype=np.int64)
     tokens = np.array([text], dtype=np.int32)
-    drafts, _, lengths = drafter.draft(tokens, one - 1, one * len(text), one * 1, [drafter.sources(group)])
-    return drafts[0, : lengths[0]].tolist()
+    drafts = drafter.draft(tokens, one - 1, one * len(text), one * 1, [drafter.sources(group)])
+    return drafts.tokens[0, : drafts.lengths[0]].tolist()
 
 
 def test_a_group_drafts_its_own_text(open_pool: Callable[..., RetrievalPool]) -> None:
@@ -69,8 +69,8 @@ def test_only_so_many_groups_are_kept_and_running_requests_keep_theirs(
     drafter.pool.close()  # type: ignore[union-attr]
     gc.collect()
     one = np.ones(1, dtype=np.int64)
-    drafts, _, _ = drafter.draft(np.array([[1, 2]], np.int32), one - 1, one * 2, one, [held])
-    assert drafts[0, 0] == 3
+    drafts = drafter.draft(np.array([[1, 2]], np.int32), one - 1, one * 2, one, [held])
+    assert drafts.tokens[0, 0] == 3
 
 
 def test_a_segment_that_has_gone_is_an_error_of_that_group_alone(

@@ -1,5 +1,6 @@
 """DareProposer on a runner that is not there: what it drafts, for whom, and what it survives."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,7 +53,8 @@ class Runner:
             all_stop_token_ids={9, 4},
             temperature=0.0,
             seed=None,
-            ignore_eos=True,
+            ignore_eos=False,
+            eos_token_id=None,
         )
         self.requests[request_id] = SimpleNamespace(
             sampling_params=params,
@@ -91,14 +93,20 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def documents_of(*groups: str) -> list[Document]:
+    """What stands in a pool but once is drafted in short chains only, so every text is there eight times."""
+    names = {"users/a": "u", "items/b": "i"}
+    return [
+        Document(id=f"{names[group]}{i}", token_ids=np.array(TEXTS[group], np.int32), group=group)
+        for group in groups
+        for i in range(8)
+    ]
+
+
 @pytest.fixture
 def pool(tokenizer: str, tmp_path: Path) -> Path:
     """Two groups that go on differently after the same beginning; user u1 and item i1 belong to them."""
-    documents = [
-        Document(id=name, token_ids=np.array(TEXTS[group], np.int32), group=group)
-        for name, group in (("u1", "users/a"), ("i1", "items/b"))
-    ]
-    build_pool(documents, tokenizer, tmp_path / "pool", global_segment=False)
+    build_pool(documents_of("users/a", "items/b"), tokenizer, tmp_path / "pool", global_segment=False)
     return tmp_path / "pool"
 
 
@@ -165,7 +173,7 @@ def test_users_and_items_go_to_their_groups(make: Any, runner: Runner, pool: Pat
     runner.add("user", PREFIX, {"dare_user": "u1"})
     runner.add("item", PREFIX, {"dare_item": "i1"})
     runner.add("user first", PREFIX, {"dare_user": "u1", "dare_item": "i1"})
-    runner.add("unknown user", PREFIX, {"dare_user": "u7", "dare_item": "i1"})
+    runner.add("unknown user", PREFIX, {"dare_user": "u77", "dare_item": "i1"})
     runner.add("group first", PREFIX, {"dare_group": "items/b", "dare_user": "u1"})
     first = {request_id: drafts[0] for request_id, drafts in runner.propose(make(pool)).items()}
     assert first == {"user": 10, "item": 30, "user first": 10, "unknown user": 30, "group first": 30}
@@ -174,8 +182,7 @@ def test_users_and_items_go_to_their_groups(make: Any, runner: Runner, pool: Pat
 def test_an_unknown_group_falls_back_to_the_global_text(
     make: Any, runner: Runner, tokenizer: str, tmp_path: Path
 ) -> None:
-    documents = [Document(id="1", token_ids=np.array(TEXTS["users/a"], np.int32), group="users/a")]
-    build_pool(documents, tokenizer, tmp_path / "global")
+    build_pool(documents_of("users/a"), tokenizer, tmp_path / "global")
     runner.add("unknown", PREFIX, {"dare_group": "nobody"})
     runner.add("none", PREFIX)
     drafts = runner.propose(make(tmp_path / "global"))
@@ -305,10 +312,7 @@ def test_a_group_whose_file_has_gone_is_served_without_it(
 def test_a_group_whose_file_has_gone_still_has_the_global_text(
     make: Any, runner: Runner, tokenizer: str, tmp_path: Path
 ) -> None:
-    documents = [
-        Document(id=group, token_ids=np.array(text, np.int32), group=group) for group, text in TEXTS.items()
-    ]
-    build_pool(documents, tokenizer, tmp_path / "global")
+    build_pool(documents_of(*TEXTS), tokenizer, tmp_path / "global")
     drafter = make(tmp_path / "global")
     (gone,) = drafter.drafter.pool.manifest.groups["users/a"]
     (tmp_path / "global" / "segments" / f"{gone}.safetensors").unlink()
@@ -419,3 +423,48 @@ def test_with_a_seed_the_load_decides_nothing_that_the_text_depends_on(
     for _ in range(8):
         lengths = {name: len(drafts) for name, drafts in runner.propose(drafter).items()}
         assert lengths["seeded"] == lengths["seeded relaxed"] == MAX_DRAFTS
+
+
+def test_what_a_request_wrote_drafts_for_the_next_one_at_once(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool, live={})
+    runner.add("first", [*PREFIX, 20, 21, 22, 23, 9], {"dare_group": "new"}, output=5)
+    assert runner.propose(drafter) == {"first": []}
+    runner.remove("first")
+    runner.add("next", [40, 41, 20], {"dare_group": "new"})
+    runner.add("other group", [40, 41, 20], {"dare_group": "users/a"})
+    drafter.rules_of_batch()  # comes before `propose` where drafts were verified in the step
+    drafts = runner.propose(drafter)
+    assert drafts["next"][:3] == [21, 22, 23]
+    assert drafts["other group"] == []
+    drafter.close()
+    assert (pool / "live" / "manifest.json").exists()
+
+
+def test_a_reused_id_does_not_lose_the_text_of_the_request_before(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, live={})
+    runner.add("a", [*PREFIX, 20, 21, 22, 23, 9], {"dare_group": "new"}, output=5)
+    runner.propose(drafter)
+    runner.add("a", [40, 41, 20], {"dare_group": "new"})
+    assert runner.propose(drafter)["a"][:3] == [21, 22, 23]
+
+
+def test_only_the_rank_that_drafts_learns(make: Any, runner: Runner, rank: Any, pool: Path) -> None:
+    rank.rank_in_group = 1
+    drafter = make(pool, live={})
+    runner.add("a", [*PREFIX, 20, 21, 22, 23, 9], {"dare_group": "new"}, output=5)
+    runner.propose(drafter)
+    drafter.rules_of_batch()
+    drafter.close()
+    assert not json.loads((pool / "live" / "manifest.json").read_text())["groups"]
+
+
+def test_the_end_token_is_drafted_unless_a_request_ignores_it(make: Any, runner: Runner, pool: Path) -> None:
+    for name, ignores in (("ends", False), ("goes on", True)):
+        runner.add(name, [50, 51, *TEXTS["users/a"][-4:]], {"dare_group": "users/a"})
+        runner.requests[name].sampling_params.eos_token_id = 9
+        runner.requests[name].sampling_params.ignore_eos = ignores
+        runner.requests[name].sampling_params.stop_token_ids = []
+    drafts = runner.propose(make(pool))
+    assert (drafts["ends"], drafts["goes on"]) == ([9], [])
