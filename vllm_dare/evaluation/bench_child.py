@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Self
 
 from vllm_dare.engine.orphans import descendants, end_with_run
@@ -22,6 +23,8 @@ from vllm_dare.generation.settings import SamplingSettings
 
 _WARM_UP_TOKENS = 16
 _PROGRESS_SECONDS = 0.5
+_WATCH_SECONDS, _GRACE_SECONDS = 1.0, 5.0  # the grace lets an engine that can tell why it stopped do so
+_ENGINE_STOPPED = "The engine stopped while it was measured; its last words are in the JSON file."
 _RESET_TRIES, _RESET_SECONDS = 50, 0.1
 
 
@@ -72,6 +75,8 @@ class Engine:
         self._rows = list(read_prompts(Path(task.prompts), task.limit))
         start = time.monotonic()
         self._llm = start_llm(task.llm_args)
+        self._stopping = Event()
+        Thread(target=self._watch, daemon=True).start()
         prepared = self._llm.collective_rpc("bench_prepare", args=(task.pool,))[0]
         emit("started", start_seconds=time.monotonic() - start, **prepared)
 
@@ -87,7 +92,16 @@ class Engine:
     def finish(self) -> None:
         """Tell what memory the engine took, and stop it."""
         self._emit("memory", peak_bytes=peak_memory())
+        self._stopping.set()
         stop_engine(self._llm)
+
+    def _watch(self) -> None:
+        """End this process when its engine was killed (out of memory, say): vLLM would wait on for ever."""
+        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
+        while not self._stopping.wait(_WATCH_SECONDS):
+            if getattr(resources, "engine_dead", False) and not self._stopping.wait(_GRACE_SECONDS):
+                self._emit("failed", reason=_ENGINE_STOPPED)
+                os._exit(1)
 
     def _measure(self, cell: Cell, rows: Sequence[PromptRow]) -> None:
         first = [replace(row, max_tokens=_WARM_UP_TOKENS) for row in rows[: cell.concurrency]]
@@ -129,9 +143,7 @@ class Engine:
             for row in runner.run(sending()):
                 yield row, time.perf_counter() - sent[row["id"]]
         except EngineStoppedError as error:  # its own sentence is about a batch that can be gone on with
-            raise DareError(
-                "The engine stopped while it was measured; its last words are in the JSON file."
-            ) from error
+            raise DareError(_ENGINE_STOPPED) from error
 
     def _reset(self) -> None:
         """Nothing of an earlier cell, which had the same prompts, may help this one."""
