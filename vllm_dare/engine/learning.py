@@ -29,14 +29,12 @@ class Written:
         request: vLLM's ``CachedRequestState``.
         group: the group that drafted for it; None without one.
         relaxed: whether its drafts were verified under a relaxed rule.
-        stop_token_ids: the tokens that end it.
         max_tokens: the most it may write.
     """
 
     request: Any
     group: str | None
     relaxed: bool
-    stop_token_ids: Sequence[int]
     max_tokens: int
 
 
@@ -127,15 +125,15 @@ def _output(written: Written, vocab_size: int) -> np.ndarray | None:
     """
     request = written.request
     tokens = np.array(request.output_token_ids[: written.max_tokens], np.int32)
-    ends = np.isin(tokens, np.array(written.stop_token_ids, np.int32)).nonzero()[0]
+    ends = np.isin(tokens, np.array(_stop_tokens(request.sampling_params), np.int32)).nonzero()[0]
     foreign = ((tokens < 0) | (tokens >= vocab_size)).nonzero()[0]  # padding ids that no tokenizer has
     tokens = tokens[: min([len(tokens), *ends[:1], *foreign[:1]])]
     has_end = len(ends) > 0 and len(tokens) == ends[0]
     return tokens if len(tokens) >= (1 if has_end else _MIN_CUT_TOKENS) else None
 
 
-def stop_tokens(params: Any) -> tuple[int, ...]:
+def _stop_tokens(params: Any) -> list[int]:
     """The tokens after which a request's text is over; with ``ignore_eos`` only those it names itself."""
     if params is None:
-        return ()
-    return tuple(sorted(params.stop_token_ids or () if params.ignore_eos else params.all_stop_token_ids))
+        return []
+    return list(params.stop_token_ids or () if params.ignore_eos else params.all_stop_token_ids)

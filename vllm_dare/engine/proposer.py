@@ -16,7 +16,7 @@ from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import compile_budget, kind_of
 from vllm_dare.drafting.drafter import Drafter, Memory, Sources
 from vllm_dare.engine import plugin
-from vllm_dare.engine.learning import Learner, Written, stop_tokens
+from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.pacing import DraftPacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
@@ -265,13 +265,7 @@ class DareProposer:
         if self._learner is not None:
             self._learner.learn(
                 [
-                    Written(
-                        state.request,
-                        state.group,
-                        state.rule.relaxes,
-                        stop_tokens(state.request.sampling_params),
-                        state.max_tokens,
-                    )
+                    Written(state.request, state.group, state.rule.relaxes, state.max_tokens)
                     for state in states
                 ]
             )
