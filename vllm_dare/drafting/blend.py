@@ -1,9 +1,9 @@
 """How far each context is trusted: the numbers that `chain` blends continuations with.
 
-A context that occurs `places` times with `kinds` different continuations is given a share, its trust, of the
-probability that longer contexts left over (deleted interpolation: Jelinek and Mercer, "Interpolated estimation of
-Markov source parameters from sparse data", 1980). Trust is looked up in a table by kind of source, length,
-places and kinds; `fit` estimates it from a pool's own text.
+A context is given a share, its trust, of the probability that longer contexts left over (deleted
+interpolation: Jelinek and Mercer, "Interpolated estimation of Markov source parameters from sparse data",
+1980). Trust is looked up in a table by the kind of source, the context's length, the number of places where
+it occurs and the variety of what follows; `fit` estimates it from a pool's own text.
 """
 
 import base64
@@ -29,7 +29,8 @@ _TYPICAL_PLACES = np.array([1, 2, 3.5, 6.5, 12.5, 24.5, 48.5, 128, 512, 2048])
 _TYPICAL_VARIETY = np.array([1, 2, 3.5, 6.5, 12.5, 24])
 # Points of a curve: scores just above one half are better than they look, since the look-up ends as soon as
 # the leading token cannot be overtaken.
-_TYPICAL_CURVE = ((0.0, 0.01), (0.25, 0.25), (0.47, 0.46), (0.5, 0.68), (0.75, 0.9), (1.0, 1.0))
+_TYPICAL_SCORES = np.array([0.0, 0.25, 0.47, 0.5, 0.75, 1.0])
+_TYPICAL_CURVE = np.array([0.01, 0.25, 0.46, 0.68, 0.9, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Blend:
         places = np.stack([0.7 * pool**3, pool, pool])[:, None, :, None]
         trust = places / (places + 3 * _TYPICAL_VARIETY - 1)
         table = np.broadcast_to(trust, (NUM_KINDS, NUM_LENGTHS, NUM_PLACES, NUM_VARIETIES))
-        curve = np.interp(np.linspace(0, 1, CURVE_POINTS), *zip(*_TYPICAL_CURVE, strict=True))
+        curve = np.interp(np.linspace(0, 1, CURVE_POINTS), _TYPICAL_SCORES, _TYPICAL_CURVE)
         return cls(np.clip(table.reshape(-1), 1e-4, 1 - 1e-4), curve)
 
     def numbers(self) -> npt.NDArray[np.float64]:

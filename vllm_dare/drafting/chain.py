@@ -13,7 +13,6 @@ from numba import njit
 
 from vllm_dare.drafting.blend import (
     CURVE_POINTS,
-    GLOBAL,
     GROUP,
     NUM_KINDS,
     NUM_LENGTHS,
@@ -161,7 +160,9 @@ def _recall(memory, text, size, known):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _copy_ranges(rings, ranges, base, known, back):  # type: ignore[no-untyped-def]
-    """Between a memory's rings, by position modulo MAX_MATCH, and a chain's ranges, by position from `base`."""
+    """From a memory's rings, by position modulo MAX_MATCH, to a chain's ranges, by position from `base`, or
+    back.
+    """
     for s in range(rings.shape[1]):
         for kind in range(3):
             for i in range(known):
@@ -363,7 +364,7 @@ def _blend(trust, kind, length, looks, places, tally, number, leftover):  # type
 
 
 @njit(inline="always")
-def _weigh(  # type: ignore[no-untyped-def]
+def _weigh(  # type: ignore[no-untyped-def]  # noqa: PLR0912
     table, trust, text, context, base, end, ranges, firsts, own, num_places, tally, seen, actual, trace
 ):
     """Blend the tokens that may follow context[:end] into `tally`; returns (candidates, trace rows).

@@ -1,10 +1,10 @@
 """Which of a text's last tokens are looked up, where they occur in each source, and what is kept of that.
 
 A context is a suffix of the text (or of the text and the drafts so far) that begins at a certain position.
-Those that begin at any of the last 4 positions are looked up, and of the 4, 8 and 16 before those every second,
-fourth and eighth one (`is_context`). The rule goes by the position in the text: when the text grows, contexts
-grow with it and the far ones drop out, so that what is known of one at this step is of use at the next: its
-range in the suffix array is narrowed by the new tokens alone.
+Those that begin at any of the last 4 positions are looked up, and of the 4, 8 and 16 before those every
+second, fourth and eighth one (`is_context`). The rule goes by the position in the text: when the text grows,
+contexts grow with it and the far ones drop out, so that what is known of one at this step is of use at the
+next: its range in the suffix array is narrowed by the new tokens alone.
 """
 
 from numba import njit

@@ -58,11 +58,16 @@ class Sources:
             (live_overall, GLOBAL, Origin.LIVE),
         )
         # A segment without text would only take time.
-        rows = [(segment, *what) for segments, *what in parts for segment in segments if segment.tokens.size]
+        rows = [
+            (segment, kind, origin)
+            for segments, kind, origin in parts
+            for segment in segments
+            if segment.tokens.size
+        ]
         table = np.zeros((len(rows), SOURCE_COLUMNS), dtype=np.int64)
         for row, (segment, kind, origin) in zip(table, rows, strict=True):
             row[:NUM_COLUMNS], row[KIND], row[ORIGIN] = segment_row(segment), kind, origin
-        return cls(tuple(segment for segment, *_ in rows), table)
+        return cls(tuple(segment for segment, _, _ in rows), table)
 
     def memory(self) -> Memory:
         """An empty memory for one request, which `Drafter.draft` keeps between its steps."""

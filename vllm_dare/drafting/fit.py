@@ -26,6 +26,7 @@ from vllm_dare.drafting.chain import (
 )
 from vllm_dare.drafting.drafter import Sources
 from vllm_dare.pool.kernels import CACHE, find, float64_array, int32_array, int64_array
+from vllm_dare.pool.live import LiveRun
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import SEPARATOR, Segment
 
@@ -98,7 +99,9 @@ def _held_out(pool: RetrievalPool, max_documents: int) -> Iterator[_Held]:
         yield _Held(tokens, sources, table)
 
 
-def _place(row: npt.NDArray[np.int64], segment: Segment, tokens: npt.NDArray[np.int32]) -> tuple[int, int]:
+def _place(
+    row: npt.NDArray[np.int64], segment: Segment | LiveRun, tokens: npt.NDArray[np.int32]
+) -> tuple[int, int]:
     """Where a segment holds a document (one of them, if it holds several); (0, 0) if it does not."""
     lo, hi = find(row, tokens, 0, len(tokens)) if len(tokens) > 1 else (0, 0)
     for position in segment.suffix_array[lo:hi].tolist():
