@@ -1,0 +1,267 @@
+"""`vllm-dare replay`: what drafts are worth on your own text, told without a model."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_dare.cli import options
+from vllm_dare.errors import DareError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vllm_dare.evaluation.corpus import Corpus
+    from vllm_dare.evaluation.split import Split
+    from vllm_dare.evaluation.study import Scheme, Study
+
+INTERRUPTED = 130
+_WIDTH = 160  # of tables that go to a file
+
+Tell = Callable[[str, int, int | None], None]
+
+
+def replay(
+    documents: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files of documents: .jsonl, .jsonl.gz or .parquet, with id, text or token_ids, and if "
+            "they have them group and prompt."
+        ),
+    ],
+    *,
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="The model's tokenizer: a directory or a hub id; or mistral-v1.",
+            rich_help_panel=options.INPUT,
+        ),
+    ],
+    split: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help='Ids of the pool and held-out ones: {"train_users": [...], "test_users": [...]}.',
+            rich_help_panel=options.INPUT,
+        ),
+    ],
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The split's list for the pool; by default the pair of lists that fits the documents.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The split's list to draft for.", rich_help_panel=options.INPUT),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draft for so many held-out documents.", rich_help_panel=options.INPUT),
+    ] = None,
+    no_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--no-prompts", help="As if the documents had no prompts.", rich_help_panel=options.INPUT
+        ),
+    ] = False,
+    draft: Annotated[
+        str, typer.Option(help="Most draft tokens a step.", rich_help_panel=options.DRAFTS)
+    ] = "16",
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            help="What drafts: own, global, group, group+global; own text always drafts along. By default "
+            "global, with group if there are groups.",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Another grouping: columns user or item, and group; repeat it to compare several.",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = None,
+    pool_size: Annotated[
+        str, typer.Option(help="So many documents, the split's first.", rich_help_panel=options.DRAFTS)
+    ] = "all",
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Other drafters on the same text: arctic (ArcticInference's suffix trees), ngram (vLLM's).",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write PNG pictures there.", rich_help_panel=options.OUTPUT),
+    ] = None,
+) -> None:
+    """Replay texts as if a model wrote them, and count how many steps drafts save.
+
+    A pool is built from some documents; for the others, every step drafts, the drafts that the text goes on
+    with count as accepted, and one token comes on top, as vLLM does it for greedy requests. No model is
+    needed, and every setting sees the same text. --draft, --sources, --pool-size and --peers take several
+    values, separated by commas: all combinations are compared. Exit status: 0 done, 1 failed, 130
+    interrupted.
+    """
+    from rich.console import Console
+
+    from vllm_dare.evaluation.corpus import read_corpus
+    from vllm_dare.evaluation.split import read_split
+    from vllm_dare.evaluation.study import Study, check_lengths, check_peers, parse_sources
+
+    _check_outputs([*documents, split, *(assignments or ())], json_file, plots)
+    lengths = _numbers("--draft", draft)
+    check_lengths(lengths)
+    peer_names = _names(peers)
+    check_peers(peer_names)
+    chosen_sources = [parse_sources(name) for name in _names(sources)]
+    console = Console(stderr=True)
+    with _progress(console) as tell:
+        corpus = read_corpus(
+            documents,
+            tokenizer,
+            prompts=not no_prompts,
+            progress=lambda number: tell("reading documents", number, None),
+        )
+    parts = read_split(split, corpus.texts, train, test)
+    schemes = _schemes(corpus, parts, assignments)
+    study = Study(
+        corpus=corpus,
+        split=parts,
+        schemes=schemes,
+        max_drafts=lengths,
+        sources=chosen_sources or [_default_sources(schemes)],
+        pool_sizes=_numbers("--pool-size", pool_size, {"all": len(parts.train)}),
+        peers=peer_names,
+        limit=limit,
+    )
+    _describe(study, console)
+    records, status = _run(study, console)
+    _report(study, records, status, json_file, plots)
+    if status == "interrupted":
+        console.print(
+            f"Interrupted: the {len(records)} of {len(study.settings())} settings that were done are above.",
+            highlight=False,
+        )
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(study: "Study", console: "Console") -> tuple[list[dict[str, Any]], str]:
+    """The settings' records, until the end or Ctrl-C, and how it ended."""
+    from vllm_dare.evaluation.study import run_study
+
+    records = []
+    try:
+        with _progress(console) as tell:
+            for outcome in run_study(study, tell):
+                records.append(outcome.as_dict())
+    except KeyboardInterrupt:
+        return records, "interrupted"
+    return records, "done"
+
+
+def _report(
+    study: "Study", records: list[dict[str, Any]], status: str, json_file: Path | None, plots: Path | None
+) -> None:
+    from rich.console import Console
+
+    from vllm_dare.evaluation.bench import write_json
+    from vllm_dare.evaluation.replay_plots import write_plots
+    from vllm_dare.evaluation.replay_report import study_record, tables
+
+    out = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    if records:
+        for table in tables(records):
+            out.print(table)
+    if json_file is not None:
+        write_json(json_file, study_record(study, records, status))
+    if plots is not None and records:
+        write_plots(records, plots)
+
+
+def _describe(study: "Study", console: "Console") -> None:
+    """Say which documents were chosen, so that nobody takes figures for those of others."""
+    split = study.split
+    with_prompt = sum(1 for i in study.held_out if len(study.corpus.texts[i].prompt))
+    line = (
+        f"{len(split.train):,} documents of {split.train_key!r} for the pool; {len(study.held_out):,} of "
+        f"{split.test_key!r}, {with_prompt:,} with a prompt, are drafted for."
+    )
+    if split.num_missing:
+        line += f" {split.num_missing:,} ids of these lists have no document with text."
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _schemes(corpus: "Corpus", split: "Split", files: Sequence[Path] | None) -> "list[Scheme]":
+    """The groupings of --assignments; without it, that of the documents."""
+    from vllm_dare.evaluation.groupings import own_scheme, read_schemes
+
+    return read_schemes(files, split) if files else [own_scheme(corpus)]
+
+
+def _default_sources(schemes: "Sequence[Scheme]") -> tuple[str, ...]:
+    has_groups = any(scheme.group_of for scheme in schemes)
+    return ("own", "group", "global") if has_groups else ("own", "global")
+
+
+def _check_outputs(inputs: Sequence[Path], json_file: Path | None, plots: Path | None) -> None:
+    from vllm_dare.generation.paths import check_report_file
+
+    if json_file is not None:
+        check_report_file("--json", json_file, inputs)
+    if plots is None:
+        return
+    if plots.exists() and not plots.is_dir():
+        raise DareError(f"--plots {plots} is a file; name a directory.")
+    existing = next(folder for folder in (plots, *plots.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        raise DareError(f"--plots {plots} cannot be written: permission denied.")
+
+
+def _names(text: str | None) -> list[str]:
+    """The distinct names of a comma-separated list, in its order."""
+    return list(dict.fromkeys(part.strip() for part in text.split(","))) if text is not None else []
+
+
+def _numbers(option: str, text: str, words: dict[str, int] | None = None) -> list[int]:
+    """The distinct numbers of a comma-separated list, in its order; some words may stand for numbers.
+
+    Raises:
+        DareError: one is not a whole number.
+    """
+    words = words or {}
+    try:
+        return list(dict.fromkeys(words[name] if name in words else int(name) for name in _names(text)))
+    except ValueError:
+        kinds = " or ".join(("whole numbers", *words))
+        raise DareError(f"{option} takes {kinds} separated by commas, not {text!r}.") from None
+
+
+@contextmanager
+def _progress(console: "Console") -> Iterator[Tell]:
+    """A bar on a terminal, gone when it is done; nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield tell

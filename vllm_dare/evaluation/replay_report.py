@@ -1,0 +1,140 @@
+"""What a replay found: the result file's content, and the tables that are made from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from vllm_dare.evaluation.bench_provenance import provenance
+from vllm_dare.evaluation.study import Study
+
+Record = Mapping[str, Any]
+
+_MISSING = "-"
+
+
+def study_record(study: Study, results: Sequence[Record], status: str) -> dict[str, Any]:
+    """The content of the result file, as JSON values.
+
+    Args:
+        study: what was compared.
+        results: the settings' records, from `Outcome.as_dict`.
+        status: "done" or "interrupted".
+    """
+    split, corpus = study.split, study.corpus
+    return {
+        "command": "replay",
+        "status": status,
+        "provenance": provenance(),
+        "corpus": {
+            "files": [{"name": name, "sha256": digest} for name, digest in corpus.files],
+            "documents": len(corpus.texts),
+            "without_text": corpus.num_empty,
+            "tokenizer": corpus.tokenizer.model_dump(),
+        },
+        "split": {
+            "train": split.train_key,
+            "test": split.test_key,
+            "train_documents": len(split.train),
+            "held_out_documents": len(study.held_out),
+            "held_out_with_prompt": sum(1 for i in study.held_out if len(corpus.texts[i].prompt)),
+            "ids_without_document": split.num_missing,
+        },
+        "results": list(results),
+    }
+
+
+def tables(results: Sequence[Record]) -> list[Table]:
+    """The settings side by side: what the drafts are worth, where they come from, and what they cost."""
+    return [_worth(results), _origin(results), _cost(results)]
+
+
+def setting_name(setting: Record) -> str:
+    """A short name of a drafter with its sources: "dare own+global", "arctic"."""
+    if setting["drafter"] != "dare":
+        return str(setting["drafter"])
+    name = "dare " + "+".join(setting["sources"])
+    return f"{name} ({setting['scheme']})" if setting["scheme"] is not None else name
+
+
+def _worth(results: Sequence[Record]) -> Table:
+    columns: list[tuple[str, Callable[[Record], str]]] = [
+        ("tokens per step", lambda r: _form("{:.3f}", r["tokens_per_step"])),
+        ("steps", lambda r: f"{r['steps']:,}"),
+        ("drafted per step", lambda r: _form("{:.1f}", r["drafted_per_step"])),
+        ("accepted", lambda r: _form("{:.0%}", r["acceptance_rate"])),
+    ]
+    return _table("What drafts are worth", results, columns)
+
+
+def _origin(results: Sequence[Record]) -> Table:
+    """How much of the text before it a draft was found by, and whose text the accepted tokens came from."""
+    columns: list[tuple[str, Callable[[Record], str]]] = [
+        ("match, median", lambda r: _form("{:.0f}", _within(r, "match_lengths", "median"))),
+        ("mean", lambda r: _form("{:.1f}", _within(r, "match_lengths", "mean"))),
+        *((f"from {name}", _share_of(name)) for name in _sources(results)),
+    ]
+    return _table("Where accepted tokens come from", results, columns)
+
+
+def _cost(results: Sequence[Record]) -> Table:
+    columns: list[tuple[str, Callable[[Record], str]]] = [
+        ("look-up µs, median", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "median"))),
+        ("p99", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "p99"))),
+        ("build, M tokens/s", lambda r: _form("{:.2f}", _built(r))),
+        ("bytes a token", _bytes),
+        (
+            "calibration error",
+            lambda r: _form("{:.3f}", _within(r, "reliability", "expected_calibration_error")),
+        ),
+    ]
+    return _table("What drafts cost, and how reliable the predicted survival is", results, columns)
+
+
+def _table(
+    title: str, results: Sequence[Record], columns: Sequence[tuple[str, Callable[[Record], str]]]
+) -> Table:
+    table = Table("drafter", title=title, title_justify="left")
+    for heading in ("pool", "draft", *(heading for heading, _ in columns)):
+        table.add_column(heading, justify="right")
+    for record in results:
+        setting = record["setting"]
+        table.add_row(
+            setting_name(setting),
+            _form("{:,}", setting["pool_documents"]),
+            str(setting["max_drafts"]),
+            *(cell(record) for _, cell in columns),
+        )
+    return table
+
+
+def _sources(results: Sequence[Record]) -> list[str]:
+    """The sources that any accepted token came from, in the order in which they are counted."""
+    shares = [record["accepted_by_source"] or {} for record in results]
+    return [name for name in next(filter(None, shares), {}) if any(share.get(name) for share in shares)]
+
+
+def _share_of(name: str) -> Callable[[Record], str]:
+    return lambda record: _form("{:.0%}", _within(record, "accepted_by_source", name))
+
+
+def _within(record: Record, name: str, key: str) -> Any:
+    found = record[name]
+    return None if found is None else found[key]
+
+
+def _built(record: Record) -> float | None:
+    pool = record["pool"]
+    return None if pool is None else pool["build_tokens_per_second"] / 1e6
+
+
+def _bytes(record: Record) -> str:
+    """Mapped files and the process's own memory are not the same thing, so the cell says which."""
+    pool = record["pool"]
+    if pool is None or pool["bytes_per_token"] is None:
+        return _MISSING
+    return f"{pool['bytes_per_token']:.1f} {'on disk' if pool['disk_bytes'] is not None else 'in memory'}"
+
+
+def _form(form: str, value: float | None) -> str:
+    return _MISSING if value is None else form.format(value)
