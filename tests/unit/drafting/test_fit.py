@@ -130,7 +130,7 @@ def test_what_is_fitted_rises_and_is_a_probability(tmp_path: Path) -> None:
     blend = pool_of(templated(3, 50, 0.5), tmp_path).blend
     assert np.all((blend.trust > 0) & (blend.trust < 1))
     assert np.all(np.diff(blend.curve) >= 0)
-    assert 0 <= blend.curve[0]
+    assert blend.curve[0] >= 0
     assert blend.curve[-1] <= 1
 
 
