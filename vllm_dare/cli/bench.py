@@ -53,8 +53,13 @@ def bench(
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: Annotated[
-        int, typer.Option(min=0, help="Makes sampled rows repeatable.", rich_help_panel=options.SAMPLING)
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Make sampled rows repeatable; the draft budget leaves such rows alone.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = None,
     engine_args: options.EngineArgs = "{}",

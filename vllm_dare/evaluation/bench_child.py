@@ -21,7 +21,8 @@ from vllm_dare.generation.meter import Meter
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import SamplingSettings
 
-_WARM_UP_TOKENS = 16
+# At least so many rows, of at most so many tokens: DARE's draft budget learns from its first steps.
+_WARM_UP_ROWS, _WARM_UP_TOKENS = 8, 128
 _PROGRESS_SECONDS = 0.5
 _WATCH_SECONDS, _GRACE_SECONDS = 1.0, 5.0  # the grace lets an engine that can tell why it stopped do so
 _ENGINE_STOPPED = "The engine stopped while it was measured; its last words are in the JSON file."
@@ -104,9 +105,7 @@ class Engine:
                 os._exit(1)
 
     def _measure(self, cell: Cell, rows: Sequence[PromptRow]) -> None:
-        first = [replace(row, max_tokens=_WARM_UP_TOKENS) for row in rows[: cell.concurrency]]
-        for _ in self._run(cell, first):
-            pass
+        self._warm_up(cell, rows)
         self._reset()
         meter = Meter(self._llm)
         finished, seconds = [], []
@@ -125,6 +124,12 @@ class Engine:
         self._emit("measured", measurement=asdict(found), texts=texts)
         if found.failed == found.rows:
             raise DareError(f"All rows failed, the last with: {finished[-1]['error']}")
+
+    def _warm_up(self, cell: Cell, rows: Sequence[PromptRow]) -> None:
+        max_tokens = min(_WARM_UP_TOKENS, self._task.sampling["max_tokens"])
+        first = rows[: max(_WARM_UP_ROWS, cell.concurrency)]
+        for _ in self._run(cell, [replace(row, max_tokens=max_tokens) for row in first]):
+            pass
 
     def _run(self, cell: Cell, rows: Sequence[PromptRow]) -> Iterator[tuple[dict[str, Any], float]]:
         """Each output row with the seconds from its being sent to its being whole."""

@@ -14,8 +14,7 @@ METHOD = (
     "order. As many requests were in flight as the column *in flight* says: whenever a text was whole, "
     "the next prompt was sent. Before each cell came a short warm-up; then the prefix cache was emptied, "
     "and vLLM's suffix decoding, which learns from what it serves, was set back to the pool's documents, "
-    "which it was given at the start so that it knows what DARE knows. Each sampled request had a seed of "
-    "its own, the same in every repeat.",
+    "which it was given at the start so that it knows what DARE knows.",
     "Figures are medians over the repeats; in brackets are the least and the greatest. *Speed-up* is "
     "output tokens a second as a multiple of the arm `none` in the same repeat, so that shorter texts do "
     "not look like speed. *Tokens per step* are output tokens for each run of the target model for a "
@@ -26,6 +25,11 @@ METHOD = (
     "processes, added up: what they share counts in each of them, and mapped files, such as a DARE pool, "
     "count as far as they were read.",
 )
+SEEDED = (
+    "Each sampled request had a seed of its own, the same in every repeat; DARE's draft budget leaves such "
+    "requests alone."
+)
+UNSEEDED = "Sampled requests had no seeds: their texts differ from repeat to repeat and from arm to arm."
 CPU_NOTE = (
     "On CPU, vLLM's sampled speculation reads uninitialised temperatures and its seeded requests can end "
     "the engine: all arms, vLLM's own too, ran with the mends of both that are part of vllm-dare."
@@ -151,7 +155,7 @@ def markdown(result: Record, plots: Sequence[str] = ()) -> str:
     if result["failures"]:
         parts += ["## Without figures", "\n".join(f"- {line}" for line in failure_lines(result))]
     parts += [f"![{path}]({path})" for path in plots]
-    parts += ["## How it was measured", *METHOD]
+    parts += ["## How it was measured", *METHOD, UNSEEDED if settings["seed"] is None else SEEDED]
     if _device(result) == "cpu":
         parts.append(CPU_NOTE)
     parts += ["## Settings", _settings(settings), "## Where", _where(result)]

@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from vllm_dare.evaluation.bench_plots import write_plots
-from vllm_dare.evaluation.bench_report import COLUMNS, CPU_NOTE, failure_lines, markdown, tables
+from vllm_dare.evaluation.bench_report import (
+    COLUMNS,
+    CPU_NOTE,
+    SEEDED,
+    UNSEEDED,
+    failure_lines,
+    markdown,
+    tables,
+)
 
 
 def _spread(median: float, low: float | None = None, high: float | None = None) -> dict[str, float]:
@@ -60,6 +68,7 @@ def result() -> dict[str, Any]:
             "temperatures": [0.0, 0.7],
             "concurrencies": [1, 4],
             "repeats": 3,
+            "seed": None,
             "engine_args": {"enforce_eager": True},
         },
         "provenance": {
@@ -109,6 +118,12 @@ def test_the_mends_are_named_on_cpu_alone(result: dict[str, Any]) -> None:
     assert CPU_NOTE not in markdown(result)
     result["engines"][0]["device"] = "cpu"
     assert CPU_NOTE in markdown(result)
+
+
+def test_seeds_are_owned_up_to(result: dict[str, Any]) -> None:
+    assert UNSEEDED in markdown(result)
+    result["settings"]["seed"] = 0
+    assert SEEDED in markdown(result)
 
 
 def test_an_interrupted_run_says_so(result: dict[str, Any]) -> None:
