@@ -23,7 +23,7 @@ def run_engines(jobs: list[dict[str, Any]], folder: Path, plugins: str | None = 
 
     Args:
         jobs: "model", "prompts" (token ids), "params" (of `SamplingParams`), and for DARE "dare" (settings)
-            and "extra_args" (one for each prompt).
+            and "extra_args" (one for each prompt); "max_num_seqs", by default all at a time.
         folder: where to exchange files.
         plugins: the plugins that vLLM may load; None for all.
 
@@ -56,7 +56,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         enforce_eager=True,
         dtype="float32",
         max_model_len=512,
-        max_num_seqs=len(prompts),
+        max_num_seqs=job.get("max_num_seqs", len(prompts)),
         disable_log_stats=False,
         **options,
     )

@@ -9,6 +9,7 @@ def test_defaults_are_strict_and_without_a_pool() -> None:
     assert config.pool is None
     assert config.verification.mode == "strict"
     assert config.draft_budget == "auto"
+    assert config.live is None
     assert config == DareConfig.from_additional_config(None)
 
 
@@ -26,6 +27,12 @@ def test_defaults_are_strict_and_without_a_pool() -> None:
             {"draft_budget": "most"},
             r"Bad value 'most' for the setting dare\.draft_budget: .*'auto' or 'fixed'",
         ),
+        ({"live": {}}, r"dare\.live needs dare\.pool, the directory to learn into"),
+        (
+            {"pool": "p", "live": {"tokens": 1}},
+            r"Unknown setting dare\.live\.tokens; .* max_tokens, learn_relaxed",
+        ),
+        ({"pool": "p", "live": {"max_tokens": 10}}, r"dare\.live\.max_tokens: .* 4096"),
         ("pool/", r"must be a dictionary"),
     ],
 )

@@ -1,6 +1,7 @@
 """Which engine is started, and which settings a part file is tied to."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,20 @@ def test_the_engine_gets_the_proposer_and_the_pool(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_may_learn(tmp_path: Path) -> None:
+    settings = EngineSettings("m", pool=tmp_path, learn=True)
+    assert settings.llm_args()["additional_config"]["dare"]["live"] == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"draft_tokens": 4}, "--learn needs --pool"), ({"pool": Path("p"), "draft_tokens": 0}, "--no-drafts")],
+)
+def test_learning_needs_a_pool_and_drafts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineSettings("m", learn=True, **settings)
+
+
 def test_plain_vllm_has_no_trace_of_drafts() -> None:
     settings = EngineSettings("m", draft_tokens=0, engine_args={"enforce_eager": True})
     assert settings.llm_args() == {"model": "m", "disable_log_stats": False, "enforce_eager": True}
@@ -41,7 +56,8 @@ def test_a_strict_run_may_go_on_with_another_pool() -> None:
     none = text_settings(
         EngineSettings("m", draft_tokens=0, verification="relaxed"), sampling, token_ids=False
     )
-    assert one == two == none
+    learning = text_settings(EngineSettings("m", Path("a"), learn=True), sampling, token_ids=False)
+    assert one == two == none == learning
 
 
 def test_a_relaxed_run_is_tied_to_its_drafts() -> None:
@@ -51,3 +67,5 @@ def test_a_relaxed_run_is_tied_to_its_drafts() -> None:
         for pool, tokens in (("a", 16), ("b", 16), ("a", 8))
     ]
     assert settings[0] != settings[1] and settings[0] != settings[2]
+    learning = EngineSettings("m", Path("a"), "relaxed", 16, learn=True)
+    assert settings[0] != text_settings(learning, sampling, token_ids=False)
