@@ -1,6 +1,6 @@
 """Learning while serving: what finished requests wrote becomes text to draft from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,13 @@ class Learner:
         )
         self.live: LivePool = self._keeper.live
 
-    def start(self) -> None:
-        """Begin to write to disk, and to read what other engines write, in the background."""
-        self._keeper.start()
+    def start(self, gather: Callable[[], None]) -> None:
+        """Begin to write to disk, and to read what other engines write, in the background.
+
+        Args:
+            gather: called in the background about once a second, to `learn` what nobody else asks for.
+        """
+        self._keeper.start(gather)
 
     def learn(self, written: Sequence[Written]) -> None:
         """Let requests that are over draft for later ones."""

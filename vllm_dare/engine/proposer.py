@@ -1,5 +1,6 @@
 """DareProposer: vLLM's `custom_class` proposer over the retrieval pool."""
 
+import threading
 import time
 import zlib
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ class DareProposer:
         self._runner: Any = None
         self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
+        self._states_lock = threading.Lock()  # the learner looks for finished requests while vLLM is idle
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM's moment for loading: compile the kernels, so that no request waits for it."""
@@ -91,15 +93,16 @@ class DareProposer:
         # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
         self._drafts_here = get_tp_group().rank_in_group == 0
         if self._learner is not None and self._drafts_here:
-            self._learner.start()
+            self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(runner.rejection_sampler, self.rules_of_batch)
 
     def close(self) -> None:
         """The engine is about to end: write down what it has learned, cut short as some texts may be."""
         if self._learner is not None and self._drafts_here:
-            self._learn(list(self._states.values()))
-            self._states.clear()
+            with self._states_lock:
+                self._learn(list(self._states.values()))
+                self._states.clear()
             self._learner.close()
 
     def rules_of_batch(self) -> Sequence[RequestRule]:
@@ -195,11 +198,12 @@ class DareProposer:
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]
-        state = self._states.get(request_id)
-        if state is None or state.request is not request:
-            self._forget_finished()
-            state = self._states[request_id] = self._resolve(request)
-        return state
+        with self._states_lock:
+            state = self._states.get(request_id)
+            if state is None or state.request is not request:
+                self._forget_finished()
+                state = self._states[request_id] = self._resolve(request)
+            return state
 
     def _resolve(self, request: Any) -> _RequestState:
         params = request.sampling_params
@@ -254,6 +258,11 @@ class DareProposer:
             self._count_error(error)
             return None
         return group
+
+    def _gather(self) -> None:
+        """Learn the last requests before an idle time, in which vLLM asks for no drafts."""
+        with self._states_lock:
+            self._forget_finished()
 
     def _forget_finished(self) -> None:
         """Drop the states of requests that are gone, once what they wrote is learned."""

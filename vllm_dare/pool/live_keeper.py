@@ -8,7 +8,7 @@ from vllm_dare.pool.live import LiveDocument, LivePool
 from vllm_dare.pool.live_store import LiveStore
 
 _LOOK_SECONDS = 1.0  # how often other processes' text is looked for
-_FREEZE_SECONDS = 30.0  # text in memory gets no older than this …
+_FREEZE_SECONDS = 10.0  # text in memory gets no older than this …
 _FREEZE_TOKENS = 2**16  # … and no longer than this, or …
 _FREEZE_SHARE = 16  # … this part of `max_tokens`
 _MEMORY_SHARE = 4  # memory may hold this part of `max_tokens`, the disk the rest
@@ -43,12 +43,14 @@ class LiveKeeper:
         self._on_stop = on_stop
         self._failed = False
         self._oldest: float | None = None  # when the oldest text in memory was written
+        self._gather: Callable[[], None] = lambda: None
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm-dare-learning", daemon=True)
 
-    def start(self) -> None:
-        """Begin the background work."""
+    def start(self, gather: Callable[[], None] = lambda: None) -> None:
+        """Begin the background work; ``gather`` is called about once a second, to `add` what there is."""
+        self._gather = gather
         self._thread.start()
 
     def add(self, documents: Sequence[LiveDocument]) -> None:
@@ -60,10 +62,11 @@ class LiveKeeper:
             self._wake.set()
 
     def tend(self) -> None:
-        """One round of background work: freeze what is due, or read what others have written."""
+        """One round of background work: gather, then freeze what is due or read what others have written."""
         if self._failed:
             return
         try:
+            self._gather()
             if self._is_due():
                 self._freeze()
             elif self.live.broken.is_set() or self._store.has_changed():

@@ -83,7 +83,7 @@ def test_relaxed_text_is_learned_only_if_wanted_and_says_so(pool: RetrievalPool)
 
 def test_a_later_engine_drafts_from_what_an_earlier_one_learned(pool: RetrievalPool) -> None:
     first = Learner(LiveConfig(), pool)
-    first.start()
+    first.start(lambda: None)
     first.learn([written([10, 11, 9]), written([12, 13, 9], group=None)])
     first.close()
     first.close()

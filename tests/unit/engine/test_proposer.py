@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -468,3 +469,15 @@ def test_the_end_token_is_drafted_unless_a_request_ignores_it(make: Any, runner:
         runner.requests[name].sampling_params.stop_token_ids = []
     drafts = runner.propose(make(pool))
     assert (drafts["ends"], drafts["goes on"]) == ([9], [])
+
+
+def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner: Runner, pool: Path) -> None:
+    drafter = make(pool, live={})
+    runner.add("last", [*PREFIX, 20, 21, 22, 23, 9], {"dare_group": "new"}, output=5)
+    runner.propose(drafter)
+    runner.remove("last")
+    deadline = time.monotonic() + 20
+    while not drafter._learner.live.segments("new")[0] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert drafter._learner.live.segments("new")[0]
+    drafter.close()
