@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vllm_dare.evaluation.corpus import Corpus
-    from vllm_dare.evaluation.split import Split
+    from vllm_dare.evaluation.order import Order
     from vllm_dare.evaluation.study import Scheme, Study
 
 INTERRUPTED = 130
@@ -43,13 +43,21 @@ def replay(
         ),
     ],
     split: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
             help='Ids of the pool and held-out ones: {"train_users": [...], "test_users": [...]}.',
             rich_help_panel=options.INPUT,
         ),
-    ],
+    ] = None,
+    order: Annotated[
+        bool,
+        typer.Option(
+            "--order",
+            help="Instead of a split: draft for each document, in the files' order, from those before it.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = False,
     train: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +72,7 @@ def replay(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Draft for so many held-out documents.", rich_help_panel=options.INPUT),
+        typer.Option(min=1, help="Draft for so many documents.", rich_help_panel=options.INPUT),
     ] = None,
     no_prompts: Annotated[
         bool,
@@ -92,8 +100,12 @@ def replay(
         ),
     ] = None,
     pool_size: Annotated[
-        str, typer.Option(help="So many documents, the split's first.", rich_help_panel=options.DRAFTS)
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="So many documents, the first of the split's; by default all.",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = None,
     peers: Annotated[
         str | None,
         typer.Option(
@@ -121,10 +133,13 @@ def replay(
     from rich.console import Console
 
     from vllm_dare.evaluation.corpus import read_corpus
+    from vllm_dare.evaluation.order import Order
     from vllm_dare.evaluation.split import read_split
     from vllm_dare.evaluation.study import Study, check_lengths, check_peers, parse_sources
 
-    _check_outputs([*documents, split, *(assignments or ())], json_file, plots)
+    _check_mode(split, order, train or test or pool_size)
+    inputs = [*documents, *(assignments or ()), *([split] if split is not None else [])]
+    _check_outputs(inputs, json_file, plots)
     lengths = _numbers("--draft", draft)
     check_lengths(lengths)
     peer_names = _names(peers)
@@ -138,19 +153,18 @@ def replay(
             prompts=not no_prompts,
             progress=lambda number: tell("reading documents", number, None),
         )
-    parts = read_split(split, corpus.texts, train, test)
-    schemes = _schemes(corpus, parts, assignments)
-    study = Study(
-        corpus=corpus,
-        split=parts,
-        schemes=schemes,
-        max_drafts=lengths,
-        sources=chosen_sources or [_default_sources(schemes)],
-        pool_sizes=_numbers("--pool-size", pool_size, {"all": len(parts.train)}),
-        peers=peer_names,
-        limit=limit,
-    )
-    _describe(study, console)
+    study: Study | Order
+    if split is None:
+        schemes = _schemes(corpus, assignments, "")
+        chosen = chosen_sources or [_default_sources(schemes)]
+        study = Order(corpus, schemes, lengths, chosen, peer_names, limit)
+    else:
+        parts = read_split(split, corpus.texts, train, test)
+        schemes = _schemes(corpus, assignments, parts.train_key)
+        chosen = chosen_sources or [_default_sources(schemes)]
+        sizes = _numbers("--pool-size", pool_size or "all", {"all": len(parts.train)})
+        study = Study(corpus, parts, schemes, lengths, chosen, sizes, peer_names, limit)
+    console.print(_description(study), highlight=False, markup=False, soft_wrap=True)
     records, status = _run(study, console)
     _report(study, records, status, json_file, plots)
     if status == "interrupted":
@@ -161,14 +175,16 @@ def replay(
         raise typer.Exit(INTERRUPTED)
 
 
-def _run(study: "Study", console: "Console") -> tuple[list[dict[str, Any]], str]:
+def _run(study: "Study | Order", console: "Console") -> tuple[list[dict[str, Any]], str]:
     """The settings' records, until the end or Ctrl-C, and how it ended."""
+    from vllm_dare.evaluation.order import Order, run_order
     from vllm_dare.evaluation.study import run_study
 
     records = []
     try:
         with _progress(console) as tell:
-            for outcome in run_study(study, tell):
+            outcomes = run_order(study, tell) if isinstance(study, Order) else run_study(study, tell)
+            for outcome in outcomes:
                 records.append(outcome.as_dict())
     except KeyboardInterrupt:
         return records, "interrupted"
@@ -176,42 +192,60 @@ def _run(study: "Study", console: "Console") -> tuple[list[dict[str, Any]], str]
 
 
 def _report(
-    study: "Study", records: list[dict[str, Any]], status: str, json_file: Path | None, plots: Path | None
+    study: "Study | Order",
+    records: list[dict[str, Any]],
+    status: str,
+    json_file: Path | None,
+    plots: Path | None,
 ) -> None:
     from rich.console import Console
 
     from vllm_dare.evaluation.bench import write_json
     from vllm_dare.evaluation.replay_plots import write_plots
-    from vllm_dare.evaluation.replay_report import study_record, tables
+    from vllm_dare.evaluation.replay_report import result_file, tables
 
     out = Console(width=None if sys.stdout.isatty() else _WIDTH)
     if records:
         for table in tables(records):
             out.print(table)
     if json_file is not None:
-        write_json(json_file, study_record(study, records, status))
+        write_json(json_file, result_file(study, records, status))
     if plots is not None and records:
         write_plots(records, plots)
 
 
-def _describe(study: "Study", console: "Console") -> None:
-    """Say which documents were chosen, so that nobody takes figures for those of others."""
+def _description(study: "Study | Order") -> str:
+    """Which documents were chosen, so that nobody takes figures for those of others."""
+    from vllm_dare.evaluation.order import Order
+
+    ids = study.replayed if isinstance(study, Order) else study.held_out
+    with_prompt = sum(1 for i in ids if len(study.corpus.texts[i].prompt))
+    if isinstance(study, Order):
+        return (
+            f"{len(ids):,} documents, {with_prompt:,} with a prompt, are drafted for from those before them."
+        )
     split = study.split
-    with_prompt = sum(1 for i in study.held_out if len(study.corpus.texts[i].prompt))
     line = (
         f"{len(split.train):,} documents of {split.train_key!r} for the pool; {len(study.held_out):,} of "
         f"{split.test_key!r}, {with_prompt:,} with a prompt, are drafted for."
     )
     if split.num_missing:
         line += f" {split.num_missing:,} ids of these lists have no document with text."
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return line
 
 
-def _schemes(corpus: "Corpus", split: "Split", files: Sequence[Path] | None) -> "list[Scheme]":
+def _check_mode(split: Path | None, order: bool, of_split: str | None) -> None:
+    if (split is None) != order:
+        raise DareError("Give either --split FILE or --order; one of them says what drafts for what.")
+    if order and of_split is not None:
+        raise DareError("--train, --test and --pool-size choose from a split; leave them out with --order.")
+
+
+def _schemes(corpus: "Corpus", files: Sequence[Path] | None, about: str) -> "list[Scheme]":
     """The groupings of --assignments; without it, that of the documents."""
     from vllm_dare.evaluation.groupings import own_scheme, read_schemes
 
-    return read_schemes(files, split) if files else [own_scheme(corpus)]
+    return read_schemes(files, about) if files else [own_scheme(corpus)]
 
 
 def _default_sources(schemes: "Sequence[Scheme]") -> tuple[str, ...]:

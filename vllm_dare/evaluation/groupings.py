@@ -5,7 +5,6 @@ from pathlib import Path
 
 from vllm_dare.errors import DareError
 from vllm_dare.evaluation.corpus import Corpus
-from vllm_dare.evaluation.split import Split
 from vllm_dare.evaluation.study import Scheme
 from vllm_dare.pool.assignment_file import read_assignments
 
@@ -17,17 +16,18 @@ def own_scheme(corpus: Corpus) -> Scheme:
     )
 
 
-def read_schemes(files: Sequence[Path], split: Split) -> list[Scheme]:
+def read_schemes(files: Sequence[Path], about: str) -> list[Scheme]:
     """A scheme for each assignment file, named after it.
 
     Args:
         files: see `read_assignments`.
-        split: its lists' names say whether the documents are about users or items, where a file has both.
+        about: a name with "users" or "items" in it, which says what the documents are about where a file has
+            both, such as that of the split's list.
 
     Raises:
         DareError: a file cannot be used, two have one name, or it is not clear whose groups are meant.
     """
-    schemes = [_read(file, split) for file in files]
+    schemes = [_read(file, about) for file in files]
     if len({scheme.name for scheme in schemes}) < len(schemes):
         raise DareError(
             "Two files of --assignments have the same name; rename one, so that tables can tell them apart."
@@ -35,14 +35,14 @@ def read_schemes(files: Sequence[Path], split: Split) -> list[Scheme]:
     return schemes
 
 
-def _read(file: Path, split: Split) -> Scheme:
+def _read(file: Path, about: str) -> Scheme:
     tables: dict[str, dict[str, str]] = {}
     for kind, entity, group in read_assignments(file):
         tables.setdefault(kind, {})[entity] = group
-    fitting = [kind for kind in tables if f"{kind}s" in split.train_key] or list(tables)
+    fitting = [kind for kind in tables if f"{kind}s" in about] or list(tables)
     if len(fitting) != 1:
         raise DareError(
-            f"{file} assigns {' and '.join(f'{kind}s' for kind in tables) or 'nobody'}, and the list "
-            f"{split.train_key!r} does not say which are meant; give a file of the documents' users or items."
+            f"{file} assigns {' and '.join(f'{kind}s' for kind in tables) or 'nobody'}, and nothing says "
+            "which the documents are about; give a file of either users or items."
         )
     return Scheme(file.name.split(".")[0], tables[fitting[0]])

@@ -83,13 +83,20 @@ class DareArm:
         self.end_token = end_token
 
     def start(self, text: Text) -> Session:
-        return _DareSession(self.drafter, self.drafter.sources(text.group), text, self.end_token)
+        return DareSession(self.drafter, self.drafter.sources(text.group), text, self.end_token)
 
 
-class _DareSession:
-    """One row of a batch, as vLLM keeps it: prompt and output so far."""
+class DareSession:
+    """One row of a batch, as vLLM keeps it: prompt and output so far.
 
-    def __init__(self, drafter: Drafter, sources: Sources, text: Text, end_token: int) -> None:
+    Args:
+        drafter: the drafter.
+        sources: what drafts.
+        text: the text.
+        end_token: see `DareArm`.
+    """
+
+    def __init__(self, drafter: Drafter, sources: Sources, text: Text, end_token: int = -1) -> None:
         self._drafter = drafter
         self._sources = [sources]
         self._memories = [sources.memory()]

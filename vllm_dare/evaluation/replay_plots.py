@@ -1,9 +1,10 @@
-"""Pictures of a replay: tokens per step against pool size, survival against position, reliability."""
+"""Pictures of a replay: tokens per step, survival against position, reliability of the predictions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_dare.evaluation.order import BLOCK_DOCUMENTS
 from vllm_dare.evaluation.replay_report import setting_name
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def write_plots(results: Sequence[Record], directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     predicted = [record for record in results if record["reliability"] is not None]
+    if any("blocks" in record for record in results):
+        written.append(_save(directory / "learning.png", results, _draw_learning))
     if any(record["setting"]["pool_documents"] for record in results):
         written.append(_save(directory / "tokens_per_step.png", results, _draw_pool_sizes))
     if any(record["steps"] for record in results):
@@ -81,6 +84,23 @@ def _draw_pool_sizes(axes: "Axes", records: Sequence[Record]) -> None:
     axes.set_ylim(bottom=1)
     axes.set_xlabel("documents in the pool")
     axes.set_ylabel("output tokens per step")
+
+
+def _draw_learning(axes: "Axes", records: Sequence[Record]) -> None:
+    """A line for each setting, a point for each block of documents."""
+    for number, record in enumerate(records):
+        blocks = record["blocks"]
+        axes.plot(
+            [block["from"] for block in blocks],
+            [block["tokens_per_step"] for block in blocks],
+            color=f"C{number}",
+            marker="o",
+            markersize=3,
+            label=_name(record, records),
+        )
+    axes.set_ylim(bottom=1)
+    axes.set_xlabel("documents written before")
+    axes.set_ylabel(f"output tokens per step, over {BLOCK_DOCUMENTS} documents")
 
 
 def _draw_survival(axes: "Axes", records: Sequence[Record]) -> None:

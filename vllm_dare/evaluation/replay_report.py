@@ -6,6 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from vllm_dare.evaluation.bench_provenance import provenance
+from vllm_dare.evaluation.corpus import Corpus
+from vllm_dare.evaluation.order import BLOCK_DOCUMENTS, Order
 from vllm_dare.evaluation.study import Study
 
 Record = Mapping[str, Any]
@@ -13,7 +15,7 @@ Record = Mapping[str, Any]
 _MISSING = "-"
 
 
-def study_record(study: Study, results: Sequence[Record], status: str) -> dict[str, Any]:
+def result_file(study: Study | Order, results: Sequence[Record], status: str) -> dict[str, Any]:
     """The content of the result file, as JSON values.
 
     Args:
@@ -21,32 +23,41 @@ def study_record(study: Study, results: Sequence[Record], status: str) -> dict[s
         results: the settings' records, from `Outcome.as_dict`.
         status: "done" or "interrupted".
     """
-    split, corpus = study.split, study.corpus
     return {
         "command": "replay",
         "status": status,
         "provenance": provenance(),
-        "corpus": {
-            "files": [{"name": name, "sha256": digest} for name, digest in corpus.files],
-            "documents": len(corpus.texts),
-            "without_text": corpus.num_empty,
-            "tokenizer": corpus.tokenizer.model_dump(),
-        },
-        "split": {
-            "train": split.train_key,
-            "test": split.test_key,
-            "train_documents": len(split.train),
-            "held_out_documents": len(study.held_out),
-            "held_out_with_prompt": sum(1 for i in study.held_out if len(corpus.texts[i].prompt)),
-            "ids_without_document": split.num_missing,
-        },
+        "corpus": _corpus(study.corpus),
+        "split": _split(study) if isinstance(study, Study) else None,
         "results": list(results),
     }
 
 
+def _corpus(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "files": [{"name": name, "sha256": digest} for name, digest in corpus.files],
+        "documents": len(corpus.texts),
+        "without_text": corpus.num_empty,
+        "tokenizer": corpus.tokenizer.model_dump(),
+    }
+
+
+def _split(study: Study) -> dict[str, Any]:
+    split = study.split
+    return {
+        "train": split.train_key,
+        "test": split.test_key,
+        "train_documents": len(split.train),
+        "held_out_documents": len(study.held_out),
+        "held_out_with_prompt": sum(1 for i in study.held_out if len(study.corpus.texts[i].prompt)),
+        "ids_without_document": split.num_missing,
+    }
+
+
 def tables(results: Sequence[Record]) -> list[Table]:
-    """The settings side by side: what the drafts are worth, where they come from, and what they cost."""
-    return [_worth(results), _origin(results), _cost(results)]
+    """The settings side by side: what drafts are worth, where they come from, and what they cost."""
+    blocks = [_blocks(results)] if any("blocks" in record for record in results) else []
+    return [_worth(results), *blocks, _origin(results), _cost(results)]
 
 
 def setting_name(setting: Record) -> str:
@@ -65,6 +76,22 @@ def _worth(results: Sequence[Record]) -> Table:
         ("accepted", lambda r: _form("{:.0%}", r["acceptance_rate"])),
     ]
     return _table("What drafts are worth", results, columns)
+
+
+def _blocks(results: Sequence[Record]) -> Table:
+    """Tokens per step of some blocks of documents, the later the farther apart: learning slows down."""
+    table = Table("documents", title="Tokens per step while learning", title_justify="left")
+    for record in results:
+        table.add_column(
+            f"{setting_name(record['setting'])}, {record['setting']['max_drafts']}", justify="right"
+        )
+    last = len(results[0]["blocks"]) - 1
+    for index in sorted({last, *(2**k - 1 for k in range(last.bit_length() + 1) if 2**k - 1 <= last)}):
+        start = index * BLOCK_DOCUMENTS + 1
+        cells = [f"{record['blocks'][index]['tokens_per_step']:.3f}" for record in results]
+        end = min(start + BLOCK_DOCUMENTS - 1, results[0]["documents"])
+        table.add_row(f"{start:,}-{end:,}", *cells)
+    return table
 
 
 def _origin(results: Sequence[Record]) -> Table:

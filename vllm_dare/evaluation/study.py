@@ -58,6 +58,15 @@ class Setting:
     scheme: str | None = None
     pool_documents: int | None = None
 
+    @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{self.drafter}, {'+'.join(self.sources)}, drafts of {self.max_drafts}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "sources": list(self.sources)}
+
 
 @dataclass(frozen=True)
 class PoolFigures:
@@ -100,7 +109,7 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            "setting": {**vars(self.setting), "sources": list(self.setting.sources)},
+            "setting": self.setting.as_dict(),
             "pool": None if self.pool is None else self.pool.as_dict(),
             **self.result.tally.figures(),
         }
@@ -149,18 +158,18 @@ class Study:
     def settings(self) -> list[Setting]:
         """Every combination that makes a difference; those that share a pool stand together."""
         found = [
-            _setting(DARE, length, sources, scheme.name, size)
+            make_setting(DARE, length, sources, scheme.name, size)
             for size, scheme, sources, length in product(
                 self.pool_sizes, self.schemes, self.sources, self.max_drafts
             )
         ]
         if "arctic" in self.peers:
             found += [
-                _setting(peer.name, length, ("own", "global"), None, size)
+                make_setting(peer.name, length, ("own", "global"), None, size)
                 for size, peer, length in product(self.pool_sizes, ARCTIC_SETTINGS, self.max_drafts)
             ]
         if "ngram" in self.peers:
-            found += [_setting("ngram", length, ("own",), None, None) for length in self.max_drafts]
+            found += [make_setting("ngram", length, ("own",)) for length in self.max_drafts]
         return list(dict.fromkeys(found))
 
 
@@ -189,7 +198,7 @@ def run_study(study: Study, tell: Tell | None = None) -> Iterator[Outcome]:
         report()
         with _arms(study, members) as (arms, pool):
             for setting, arm in arms:
-                label = f"{setting.drafter}, {'+'.join(setting.sources)}, drafts of {setting.max_drafts}"
+                label = setting.label
                 yield Outcome(setting, pool, replay_arm(_held_out(study, setting), arm, advance))
 
 
@@ -234,8 +243,8 @@ def check_lengths(lengths: Sequence[int]) -> None:
             )
 
 
-def _setting(
-    drafter: str, length: int, sources: tuple[str, ...], scheme: str | None, size: int | None
+def make_setting(
+    drafter: str, length: int, sources: tuple[str, ...], scheme: str | None = None, size: int | None = None
 ) -> Setting:
     """A setting without what plays no part in it, so that settings which mean the same are equal."""
     return Setting(
@@ -334,13 +343,22 @@ def _check_pool_sizes(sizes: Sequence[int], num_train: int, key: str) -> None:
             )
 
 
-def _check_groups(scheme: Scheme, train: Sequence[str], held_out: Sequence[str]) -> None:
-    with_text = {scheme.group_of[i] for i in train if i in scheme.group_of}
-    if not with_text:
+def check_some_group(scheme: Scheme, ids: Sequence[str]) -> None:
+    """Refuse the source `group` where nothing is in it.
+
+    Raises:
+        DareError: see the message.
+    """
+    if not any(i in scheme.group_of for i in ids):
         raise DareError(
-            f"No train document has a group ({scheme.name}), so that the source `group` is empty; give "
-            "groups in the documents or with --assignments, or leave `group` out of --sources."
+            f"No document that could draft has a group ({scheme.name}), so that the source `group` is empty; "
+            "give groups in the documents or with --assignments, or leave `group` out of --sources."
         )
+
+
+def _check_groups(scheme: Scheme, train: Sequence[str], held_out: Sequence[str]) -> None:
+    check_some_group(scheme, train)
+    with_text = {scheme.group_of[i] for i in train if i in scheme.group_of}
     for i in held_out:
         group = scheme.group_of.get(i)
         if group is not None and group not in with_text:
