@@ -108,7 +108,7 @@ def _cost(results: Sequence[Record]) -> Table:
     columns: list[tuple[str, Callable[[Record], str]]] = [
         ("look-up µs, median", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "median"))),
         ("p99", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "p99"))),
-        ("build, M tokens/s", lambda r: _form("{:.2f}", _built(r))),
+        ("build, M tokens/s", lambda r: _form("{:.2g}", _built(r))),
         ("bytes a token", _bytes),
         (
             "calibration error",

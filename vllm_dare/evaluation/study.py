@@ -181,6 +181,7 @@ def run_study(study: Study, tell: Tell | None = None) -> Iterator[Outcome]:
         tell: called with what is being done, and how many documents of how many are drafted for.
     """
     settings = study.settings()
+    _compile(study)
     done, total = 0, len(settings) * len(study.held_out)
 
     def advance() -> None:
@@ -286,6 +287,13 @@ def _arms(
             with RetrievalPool.open(Path(folder) / "pool") as pool:
                 figures = _figures(pool_texts, len(pool.groups), started_at, disk_bytes=pool.num_bytes)
                 yield [(setting, _dare_arm(study, setting, pool)) for setting in settings], figures
+
+
+def _compile(study: Study) -> None:
+    """Build a pool of two documents, so that no build is timed with its kernels' compilation."""
+    texts = [study.corpus.texts[i] for i in study.split.train[:2]]
+    with TemporaryDirectory(prefix="vllm-dare-replay-") as folder:
+        _build(study.corpus, ("own", "global"), texts, Path(folder) / "pool")
 
 
 def _dare_arm(study: Study, setting: Setting, pool: RetrievalPool | None) -> DareArm:
