@@ -67,11 +67,12 @@ def fit_blend(pool: RetrievalPool, max_documents: int = _MAX_DOCUMENTS) -> Blend
     traces = [_trace(document, default) for document in documents]
     places = np.concatenate([places for places, _ in traces])
     shares = np.concatenate([shares for _, shares in traces])
-    fitted = Blend(_estimate_trust(places, shares, default.trust, pool.tokenizer.vocab_size), default.curve)
-    guesses = [_guess(document, fitted, pool.tokenizer.vocab_size) for document in documents]
+    trust = _estimate_trust(places, shares, default.trust, pool.tokenizer.vocab_size)
+    as_they_are = Blend(trust, np.linspace(0.0, 1.0, CURVE_POINTS))  # a curve that leaves scores alone
+    guesses = [_guess(document, as_they_are, pool.tokenizer.vocab_size) for document in documents]
     scores = np.concatenate([scores for scores, _ in guesses])
     right = np.concatenate([right for _, right in guesses])
-    return Blend(fitted.trust, _estimate_curve(scores, right))
+    return Blend(trust, _estimate_curve(scores, right, default.curve))
 
 
 def _held_out(pool: RetrievalPool, max_documents: int) -> Iterator[_Held]:
@@ -208,13 +209,14 @@ def _estimate_trust(
     return np.clip(trust, 1e-4, 1.0 - 1e-4)
 
 
-def _estimate_curve(scores: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _estimate_curve(
+    scores: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], prior: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """How often tokens of about the score of each point of the curve are right; never falling."""
-    points = np.linspace(0.0, 1.0, CURVE_POINTS)
     place = np.clip(scores.astype(np.float64), 0.0, 1.0) * (CURVE_POINTS - 1)
     low = np.minimum(place.astype(int), CURVE_POINTS - 2)
     weight = place - low
-    hits, looks = _CURVE_PRIOR * points, np.full(CURVE_POINTS, _CURVE_PRIOR)
+    hits, looks = _CURVE_PRIOR * prior, np.full(CURVE_POINTS, _CURVE_PRIOR)
     for index, part in ((low, 1.0 - weight), (low + 1, weight)):
         looks += np.bincount(index, part, CURVE_POINTS)
         hits += np.bincount(index, part * right, CURVE_POINTS)
