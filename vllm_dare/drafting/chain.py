@@ -399,7 +399,7 @@ def _weigh(  # type: ignore[no-untyped-def]  # noqa: PLR0912
                 number, looks, places = _count_sources(
                     table, first, last, firsts, ranges, context, index, length, seen[kind], tally, number
                 )
-            if places <= seen[kind]:
+            if places <= seen[kind] or looks == 0:
                 counts[:number] = 0.0
                 continue
             seen[kind] = places

@@ -120,6 +120,12 @@ def test_the_same_pool_gives_the_same_fit(tmp_path: Path) -> None:
     assert pool.manifest.blend == first.encode()
 
 
+def test_a_document_that_repeats_itself_more_often_than_is_sampled(tmp_path: Path) -> None:
+    blend = fit_blend(pool_of([[1, 2] * 200, [1, 3], [4, 2, 1]], tmp_path))
+    assert blend is not None
+    assert np.all(np.isfinite(blend.numbers()))
+
+
 def test_too_little_text_is_not_fitted(tmp_path: Path) -> None:
     pool = pool_of([[1, 2, 3]], tmp_path)
     assert fit_blend(pool) is None
