@@ -576,6 +576,7 @@ def draft_batch(  # type: ignore[no-untyped-def]
     workspace,
     memories,
     tables,
+    widths,
     numbers,
     token_ids,
     rows,
@@ -595,7 +596,8 @@ def draft_batch(  # type: ignore[no-untyped-def]
     Args:
         workspace: int64[workspace_size(sources, longest limit)], scratch memory.
         memories: int64[batch], addresses of the requests' memories, each of `memory_size` words.
-        tables: int64[batch, sources, SOURCE_COLUMNS], groups before global ones, rows of zeros last.
+        tables: int64[batch], addresses of the requests' tables, see `draft_chain`; widths: int64[batch], how
+            many sources each has.
         numbers: float64[any], see `Blend.numbers`.
         token_ids: int32[rows, max_model_len], the requests' texts; rows: int64[batch], which of them;
             sizes: int64[batch], their lengths.
@@ -609,14 +611,11 @@ def draft_batch(  # type: ignore[no-untyped-def]
         lengths[b] = 0
         if limits[b] <= 0 or sizes[b] <= 0:
             continue
-        num_sources = tables.shape[1]
-        while num_sources > 0 and tables[b, num_sources - 1, NUM_TOKENS] == 0:
-            num_sources -= 1
-        table = int64_array(tables[b].ctypes.data, num_sources * SOURCE_COLUMNS)
+        table = int64_array(tables[b], widths[b] * SOURCE_COLUMNS)
         lengths[b] = draft_chain(
             workspace.ctypes.data,
             memories[b],
-            table.reshape((num_sources, SOURCE_COLUMNS)),
+            table.reshape((widths[b], SOURCE_COLUMNS)),
             float64_array(numbers.ctypes.data, numbers.size),
             int32_array(token_ids[rows[b]].ctypes.data, sizes[b]),
             sizes[b],

@@ -16,7 +16,18 @@ from vllm_dare.pool.segment import Segment
 # So many groups' sources are kept; a batch job goes through groups, and each keeps files mapped.
 _MAX_GROUPS = 4096
 
-Memory = npt.NDArray[np.int64]
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What look-ups carry from one step of a request to the next.
+
+    Attributes:
+        words: int64[memory_size], see `vllm_dare.drafting.chain.memory_size`.
+        address: where they are.
+    """
+
+    words: npt.NDArray[np.int64]
+    address: int
 
 
 class Origin(IntEnum):
@@ -35,10 +46,12 @@ class Sources:
     Attributes:
         segments: kept here so that their mapped memory, which `table` has the addresses of, stays.
         table: int64[segments, SOURCE_COLUMNS], as the kernels take them: the group's, then the global ones.
+        address: where the table is.
     """
 
     segments: tuple[Segment | LiveRun, ...]
     table: npt.NDArray[np.int64]
+    address: int
 
     @classmethod
     def of(
@@ -67,11 +80,12 @@ class Sources:
         table = np.zeros((len(rows), SOURCE_COLUMNS), dtype=np.int64)
         for row, (segment, kind, origin) in zip(table, rows, strict=True):
             row[:NUM_COLUMNS], row[KIND], row[ORIGIN] = segment_row(segment), kind, origin
-        return cls(tuple(segment for segment, _, _ in rows), table)
+        return cls(tuple(segment for segment, _, _ in rows), table, table.ctypes.data)
 
     def memory(self) -> Memory:
         """An empty memory for one request, which `Drafter.draft` keeps between its steps."""
-        return np.zeros(memory_size(len(self.segments)), dtype=np.int64)
+        words = np.zeros(memory_size(len(self.segments)), dtype=np.int64)
+        return Memory(words, words.ctypes.data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +189,7 @@ class Drafter:
         if token_ids.dtype != np.int32 or not token_ids.flags.c_contiguous:
             raise TypeError(f"token_ids must be C-contiguous int32, not {token_ids.dtype}")
         batch = len(rows)
-        width = max((len(one.segments) for one in sources), default=0)
-        tables = np.zeros((batch, width, SOURCE_COLUMNS), dtype=np.int64)
-        for table, one in zip(tables, sources, strict=True):
-            table[: len(one.table)] = one.table
+        widths = [len(one.segments) for one in sources]
         if memories is None:
             memories = [one.memory() for one in sources]
         drafts = Drafts(
@@ -188,13 +199,14 @@ class Drafter:
             np.empty((batch, self.max_drafts), dtype=np.int8),
             np.empty((batch, self.max_drafts), dtype=np.int16),
         )
-        words = workspace_size(width, self.max_drafts)
+        words = workspace_size(max(widths, default=0), self.max_drafts)
         if self._workspace.size < words:
             self._workspace = np.empty(words, dtype=np.int64)
         draft_batch(
             self._workspace,
-            np.array([memory.ctypes.data for memory in memories], dtype=np.int64),
-            tables,
+            np.array([memory.address for memory in memories], dtype=np.int64),
+            np.array([one.address for one in sources], dtype=np.int64),
+            np.array(widths, dtype=np.int64),
             self._numbers,
             token_ids,
             rows,

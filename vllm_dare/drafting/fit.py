@@ -21,7 +21,6 @@ from vllm_dare.drafting.chain import (
     SKIP_FROM,
     SKIP_TO,
     draft_chain,
-    memory_size,
     workspace_size,
 )
 from vllm_dare.drafting.drafter import Sources
@@ -155,7 +154,7 @@ def _run(
     shares = np.zeros((len(text) - 1, width), dtype=np.float32)
     num_sources = len(document.table)
     workspace = np.empty(workspace_size(num_sources, 1), dtype=np.int64)
-    memory = np.zeros(memory_size(num_sources), dtype=np.int64)
+    memory = document.sources.memory().words
     _predict(workspace, memory, document.table, blend.numbers(), text, vocab_size, trace, places, shares)
     return places, shares
 
