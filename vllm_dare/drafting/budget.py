@@ -63,6 +63,9 @@ class DraftBudget:
         self.costs = StepCosts()
         self.calibration = Calibration(NUM_KINDS)
         self._look_up = 0.0  # seconds per sequence
+        # Of the step at hand, see `_set_apart` and `_appraise`.
+        self._ranked = np.empty(0, dtype=np.float32)
+        self._tokens, self._seconds = np.empty(0), np.empty(0)
         self._largest = 0  # number of drafts sent in a step so far
         # What trials may cost by now, in seconds; None before the first step.
         self._allowance: float | None = None
@@ -103,36 +106,35 @@ class DraftBudget:
         """
         self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
         corrected = self.calibration.correct(survivals, lengths, kinds)
-        chosen, free, promised = np.zeros_like(lengths), lengths, 0.0
-        if whole.any():
-            chosen[whole], free = lengths[whole], np.where(whole, 0, lengths)
-            promised = float(corrected[whole].sum())
-            corrected[whole] = 0.0
-        ranked = np.sort(corrected, axis=None)[::-1]
-        number = min(int(free.sum()), _GROWTH * max(self._largest, len(kinds)))
+        chosen = np.zeros(len(kinds), dtype=np.int64)
+        if self._tokens.size <= survivals.size:
+            self._ranked = np.empty(survivals.size, dtype=np.float32)
+            self._tokens, self._seconds = np.empty(survivals.size + 1), np.empty(survivals.size + 1)
+        most, certain, sampled, promised = _set_apart(corrected, lengths, kinds, whole, chosen, self._ranked)
+        self._ranked[:most].sort()
+        number = min(most, _GROWTH * max(self._largest, len(kinds)))
         if self.costs.known:
-            number = self._choose_number(ranked[:number], kinds, int(chosen.sum()), promised)
+            plain = self.costs.curve(len(kinds), sampled, certain + most)
+            look_up = self._look_up * len(kinds)
+            best = _appraise(
+                plain[certain:], look_up, promised, number, self._ranked, self._tokens, self._seconds
+            )
+            number = self._choose_number(best, number, plain[0], certain > 0)
         self._largest = max(self._largest, number)
         if number > 0:
-            _cut(corrected, free, ranked[number - 1], number, chosen)
+            _cut(corrected, lengths, whole, -self._ranked[number - 1], number, chosen)
         return chosen
 
-    def _choose_number(
-        self, ranked: npt.NDArray[np.float32], kinds: npt.NDArray[np.int64], certain: int, promised: float
-    ) -> int:
-        """How many of these tokens, the likeliest first, besides `certain` others that promise so many."""
-        tokens = np.empty(len(ranked) + 1)
-        tokens[0] = 0.0
-        np.cumsum(ranked, out=tokens[1:])
-        tokens += len(kinds) + promised
-        sampled = int((kinds & 1).sum())
-        plain = self.costs.curve(len(kinds), sampled, certain + len(ranked))[certain:]
-        seconds = plain + self._look_up * len(kinds)
-        rates = tokens / seconds
-        best = int(rates.argmax())
-        if certain == 0:
-            self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain[0])
-        return self._try_another(best, tokens, seconds, rates[best])
+    def _choose_number(self, best: int, most: int, plain: float, must_look: bool) -> int:
+        """How many of the tokens that may go out, at most `most`, if `best` of them pay best.
+
+        Args:
+            plain: the seconds of a step that does without the look-up; must_look: whether it cannot.
+        """
+        tokens, seconds = self._tokens, self._seconds
+        if not must_look:
+            self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain)
+        return self._try_another(best, most)
 
     def _rest_if_worthless(self, saved: float) -> None:
         """Let look-ups rest where they cost more than they save, each time for longer."""
@@ -143,20 +145,21 @@ class DraftBudget:
             self._worth += (min(saved, 1.0) - self._worth) / _WORTH_STEPS
         self._rest_left = self._rest_length if self._worth < 0 else 0
 
-    def _try_another(
-        self, best: int, tokens: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64], rate: float
-    ) -> int:
+    def _try_another(self, best: int, most: int) -> int:
         """The best number, or the next one to be tried if what that loses has been saved up."""
+        tokens, seconds = self._tokens, self._seconds
         if self._allowance is None:
             self._allowance = _FIRST_TRIALS * seconds[best]
         self._allowance += _TRIAL_SHARE * (self._rested + 1) * seconds[best]
         self._rested = 0
-        number = self._next_trial(len(tokens) - 1)
+        number = self._next_trial(most)
         if number == best:
             self._trials += 1
             return best
         # What looks very dear may have been slow for once.
-        loss = min(seconds[number] - tokens[number] / rate, _DEAREST_TRIAL * seconds[best])
+        loss = min(
+            seconds[number] - tokens[number] * seconds[best] / tokens[best], _DEAREST_TRIAL * seconds[best]
+        )
         if loss > self._allowance:
             return best
         self._allowance -= loss
@@ -183,17 +186,65 @@ def compile_budget() -> None:
 
 
 @njit(cache=CACHE, nogil=True)
-def _cut(survivals, lengths, least, number, chosen):  # type: ignore[no-untyped-def]
+def _set_apart(survivals, lengths, kinds, whole, chosen, ranked):  # type: ignore[no-untyped-def]
+    """Tell the drafts that go out in any case from those to choose among.
+
+    Args:
+        chosen: int64[sequences], receives the lengths of the chains that go out whole.
+        ranked: float32[any], receives the survivals of all other drafts, negative, in any order.
+
+    Returns:
+        (other drafts, drafts that go out in any case, sampled sequences, tokens that a step without the
+        others writes on average).
+    """
+    most, certain, sampled, promised = 0, 0, 0, float(kinds.size)
+    for i in range(kinds.size):
+        sampled += kinds[i] & 1
+        if whole[i]:
+            chosen[i] = lengths[i]
+            certain += lengths[i]
+        for j in range(lengths[i]):
+            if whole[i]:
+                promised += survivals[i, j]
+            else:
+                ranked[most] = -survivals[i, j]
+                most += 1
+    return most, certain, sampled, promised
+
+
+@njit(cache=CACHE, nogil=True)
+def _appraise(plain, look_up, promised, most, ranked, tokens, seconds):  # type: ignore[no-untyped-def]
+    """What a step with 0, 1, … `most` of the likeliest drafts promises and costs; returns which pays best.
+
+    Args:
+        plain: float64[> most], seconds of such steps without `look_up`, also in seconds.
+        promised: tokens that the step writes on average without any of them.
+        ranked: float32[>= most], their survivals, negative, rising.
+        tokens, seconds: float64[> most], receive the result.
+    """
+    best = 0
+    for number in range(most + 1):
+        if number > 0:
+            promised -= ranked[number - 1]
+        tokens[number] = promised
+        seconds[number] = plain[number] + look_up
+        if promised * seconds[best] > tokens[best] * seconds[number]:
+            best = number
+    return best
+
+
+@njit(cache=CACHE, nogil=True)
+def _cut(survivals, lengths, whole, least, number, chosen):  # type: ignore[no-untyped-def]
     """Add to `chosen` the `number` tokens that survive with `least` or more, of equal ones the first."""
     above = 0
     for i in range(lengths.size):
-        for j in range(lengths[i]):
+        for j in range(0 if whole[i] else lengths[i]):
             if survivals[i, j] <= least:
                 break
             above += 1
     ties = number - above
     for i in range(lengths.size):
-        for j in range(lengths[i]):
+        for j in range(0 if whole[i] else lengths[i]):
             if survivals[i, j] < least:
                 break
             if survivals[i, j] == least:
