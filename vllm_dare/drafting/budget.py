@@ -25,7 +25,7 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_dare.drafting.calibration import Calibration
-from vllm_dare.drafting.step_costs import StepCosts, StepLoad
+from vllm_dare.drafting.step_costs import StepCosts
 from vllm_dare.pool.kernels import CACHE
 
 # Greedy or sampled, times strict or relaxed.
@@ -172,17 +172,6 @@ class DraftBudget:
             return 0
         exponent = self._trials * _GOLDEN_RATIO % 1
         return round(math.pow(most, exponent))
-
-
-def compile_budget() -> None:
-    """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
-    budget = DraftBudget()
-    survivals = np.array([[0.9, 0.8]], dtype=np.float32)
-    one = np.ones(1, dtype=np.int64)
-    for _ in range(8):
-        lengths = budget.choose(survivals, 2 * one, 0 * one, one == 0, 1e-5)
-        budget.costs.observe(1e-3, StepLoad(1, 0, int(lengths[0])))
-        budget.calibration.observe(survivals, 0 * one, lengths, 0 * one)
 
 
 @njit(cache=CACHE, nogil=True)

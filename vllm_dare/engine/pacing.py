@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from vllm_dare.drafting.budget import DraftBudget
 from vllm_dare.drafting.step_costs import StepLoad
+from vllm_dare.pool.kernels import CACHE
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +70,19 @@ class DraftPacing:
         if sent is None:
             return
         chains = np.array([sent.chains.get(id(request), -1) for request in requests])
-        verified = scheduled - 1
-        # More than was sent is a prompt: the request was preempted and starts again.
-        goes_on = (chains >= 0) & (verified >= 0) & (verified <= sent.lengths[chains])
-        if not goes_on.any():
+        verified, accepted = np.empty_like(chains), np.empty_like(chains)
+        number, drafts, sampled = _verified(
+            chains, scheduled, written, kinds, sent.lengths, verified, accepted
+        )
+        if number == 0:
             return
-        chains, verified = chains[goes_on], verified[goes_on]
-        drafts = int(verified.sum())
-        load = StepLoad(sequences, int((kinds & 1).sum()), drafts, tokens - sequences - drafts)
+        load = StepLoad(sequences, sampled, drafts, tokens - sequences - drafts)
         self.budget.costs.observe(max(at - sent.at, 1e-9), load)
         if drafts > 0:
-            accepted = np.minimum(written[goes_on] - 1, verified)
-            self.budget.calibration.observe(sent.survivals[chains], sent.kinds[chains], verified, accepted)
+            chains = chains[:number]
+            self.budget.calibration.observe(
+                sent.survivals[chains], sent.kinds[chains], verified[:number], accepted[:number]
+            )
 
     def send(
         self,
@@ -120,3 +123,41 @@ class DraftPacing:
     ) -> None:
         chains = {id(request): chain for chain, request in enumerate(requests)}
         self._sent = _Sent(chains, requests, survivals, lengths, kinds, at)
+
+
+@njit(cache=CACHE, nogil=True)
+def _verified(chains, scheduled, written, kinds, lengths, verified, accepted):  # type: ignore[no-untyped-def]
+    """What became of the chains that were sent.
+
+    Args:
+        chains: int64[requests], each request's place in `lengths`, -1 for none; those of the requests that
+            go on are moved to its beginning.
+        scheduled, written, kinds: see `DraftPacing.step_ended`; lengths: int64[any], as sent.
+        verified, accepted: int64[requests], receive the drafts of the requests that go on.
+
+    Returns:
+        (requests that go on, drafts verified for them, sampled requests).
+    """
+    number, drafts, sampled = 0, 0, 0
+    for i in range(chains.size):
+        sampled += kinds[i] & 1
+        chain, tokens = chains[i], scheduled[i] - 1
+        # More than was sent is a prompt: the request was preempted and starts again.
+        if chain >= 0 and 0 <= tokens <= lengths[chain]:
+            chains[number] = chain
+            verified[number] = tokens
+            accepted[number] = min(written[i] - 1, tokens)
+            drafts += tokens
+            number += 1
+    return number, drafts, sampled
+
+
+def compile_pacing() -> None:
+    """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
+    pacing = DraftPacing()
+    one, request = np.ones(1, dtype=np.int64), object()
+    for step in range(8):
+        chosen = pacing.send(
+            [request], 0 * one, np.full((1, 2), 0.9, dtype=np.float32), 2 * one, one == 0, float(step), 1e-5
+        )
+        pacing.step_ended(step + 0.5, [request], 0 * one, chosen + 1, one, 1, 1 + int(chosen[0]))

@@ -14,11 +14,11 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
-from vllm_dare.drafting.budget import compile_budget, kind_of
+from vllm_dare.drafting.budget import kind_of
 from vllm_dare.drafting.drafter import Drafter, Memory, Sources
 from vllm_dare.engine import plugin
 from vllm_dare.engine.learning import Learner, Written
-from vllm_dare.engine.pacing import DraftPacing
+from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import RequestOptions
@@ -83,7 +83,7 @@ class DareProposer:
         """vLLM's moment for loading: compile the kernels, so that no request waits for it."""
         self.drafter.compile()
         if self._pacing is not None:
-            compile_budget()
+            compile_pacing()
 
     def bind(self, runner: Any) -> None:
         """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
