@@ -75,6 +75,11 @@ class DraftBudget:
         self._rest_length, self._rest_left = _SHORTEST_REST, 0
         self._rested = 0  # steps since the last look-up
 
+    @property
+    def resting(self) -> bool:
+        """Whether look-ups rest at present."""
+        return self._rest_left > 0
+
     def rests(self) -> bool:
         """Whether this step should do without a look-up; to be asked once a step."""
         if self._rest_left == 0:

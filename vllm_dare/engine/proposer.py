@@ -27,7 +27,7 @@ from vllm_dare.verification.sampler import RelaxedRejectionSampler, RequestRule
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _RequestState:
     """What is worked out once per request; `request` tells a reused id from the request it was made for."""
 
@@ -47,6 +47,37 @@ class _RequestState:
     # For the draft budget, see `vllm_dare.drafting.budget`.
     kind: int
     sends_whole_chains: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """The requests of a step as arrays; most steps have the same ones as the step before.
+
+    Attributes:
+        rows: their rows in the batch; states: what is known of each.
+        where: int64[requests], the rows; kinds, seeds: int64[requests]; ends: int32[requests]; whole:
+            bool[requests], see `_RequestState`.
+    """
+
+    rows: list[int]
+    states: list[_RequestState]
+    where: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int32]
+    whole: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: list[int], states: list[_RequestState]) -> "_Batch":
+        return cls(
+            rows,
+            states,
+            where=np.array(rows, dtype=np.int64),
+            kinds=np.array([state.kind for state in states], dtype=np.int64),
+            seeds=np.array([state.seed for state in states], dtype=np.int64),
+            ends=np.array([state.end for state in states], dtype=np.int32),
+            whole=np.array([state.sends_whole_chains for state in states]),
+        )
 
 
 class DareProposer:
@@ -77,6 +108,7 @@ class DareProposer:
         self._runner: Any = None
         self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
+        self._batch: _Batch | None = None
         self._states_lock = threading.Lock()  # the learner looks for finished requests while vLLM is idle
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
@@ -147,54 +179,48 @@ class DareProposer:
             return proposals
         request_ids = self._runner.input_batch.req_ids
         states = [self._state(request_ids[row]) for row in rows]
-        where = np.array(rows, dtype=np.int64)
-        kinds = np.array([state.kind for state in states], dtype=np.int64)
-        whole = np.array([state.sends_whole_chains for state in states])
+        batch = self._batch
+        if batch is None or batch.rows != rows or batch.states != states:
+            batch = self._batch = _Batch.of(rows, states)
         if self._pacing is not None:
-            self._end_step(self._pacing, began, states, where, kinds, sampled_token_ids)
-            if self._pacing.rests(states, kinds, whole, time.perf_counter()):
+            self._end_step(self._pacing, began, batch, sampled_token_ids)
+            if self._pacing.rests(states, batch.kinds, batch.whole, time.perf_counter()):
                 return proposals
-        sizes = num_tokens_no_spec[where].astype(np.int64)
+        sizes = num_tokens_no_spec[batch.where].astype(np.int64)
         # A step writes its accepted drafts and one token more.
         left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
-        seeds = np.array([state.seed for state in states], dtype=np.int64)
         look_up_began = time.perf_counter()
-        ends = np.array([state.end for state in states], dtype=np.int32)
         drafts = self.drafter.draft(
             token_ids_cpu,
-            where,
+            batch.where,
             sizes,
             limits,
             [state.sources for state in states],
-            seeds,
-            ends,
+            batch.seeds,
+            batch.ends,
             [state.memory for state in states],
         )
         lengths = drafts.lengths
         if self._pacing is not None:
             now = time.perf_counter()
             lengths = self._pacing.send(
-                states, kinds, drafts.survivals, lengths, whole, now, now - look_up_began
+                states, batch.kinds, drafts.survivals, lengths, batch.whole, now, now - look_up_began
             )
         for i, row in enumerate(rows):
             proposals[row] = drafts.tokens[i, : lengths[i]].tolist()
         return proposals
 
     def _end_step(
-        self,
-        pacing: DraftPacing,
-        at: float,
-        states: list[_RequestState],
-        rows: npt.NDArray[np.int64],
-        kinds: npt.NDArray[np.int64],
-        sampled_token_ids: list[list[int]],
+        self, pacing: DraftPacing, at: float, batch: _Batch, sampled_token_ids: list[list[int]]
     ) -> None:
         """Tell the draft budget about the step that has just been sampled."""
-        ends = self._runner.query_start_loc.np[: len(sampled_token_ids) + 1].astype(np.int64)
-        scheduled = np.diff(ends)[rows]
-        written = np.array([len(sampled_token_ids[row]) for row in rows])
-        pacing.step_ended(at, states, kinds, scheduled, written, len(sampled_token_ids), int(ends[-1]))
+        ends = self._runner.query_start_loc.np[: len(sampled_token_ids) + 1]
+        scheduled = (ends[batch.where + 1] - ends[batch.where]).astype(np.int64)
+        written = np.array([len(sampled_token_ids[row]) for row in batch.rows])
+        pacing.step_ended(
+            at, batch.states, batch.kinds, scheduled, written, len(sampled_token_ids), int(ends[-1])
+        )
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]
