@@ -180,6 +180,7 @@ class Drafter:
             sources: for each request, from `sources()`.
             seeds: int64[batch], see `draft_chain`; None drafts the likeliest tokens for all.
             ends: int32[batch], the token to draft where documents end, below 0 for none; None drafts none.
+                vLLM gains nothing by it: the step that verifies a text's last token writes the end token too.
             memories: for each request its own `Sources.memory()`, which carries what was found from one step
                 to the next; the drafts are the same without. None looks everything up anew.
 

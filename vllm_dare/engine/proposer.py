@@ -38,8 +38,6 @@ class _RequestState:
     seed: int
     # What look-ups carry from one step to the next.
     memory: Memory
-    # The token to draft where documents end; -1 for none.
-    end: int
     # Output tokens after which nothing can be accepted any more.
     max_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
@@ -55,8 +53,8 @@ class _Batch:
 
     Attributes:
         rows: their rows in the batch; states: what is known of each.
-        where: int64[requests], the rows; kinds, seeds: int64[requests]; ends: int32[requests]; whole:
-            bool[requests], see `_RequestState`.
+        where: int64[requests], the rows; kinds, seeds: int64[requests]; whole: bool[requests], see
+            `_RequestState`.
     """
 
     rows: list[int]
@@ -64,7 +62,6 @@ class _Batch:
     where: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.int64]
     seeds: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int32]
     whole: npt.NDArray[np.bool_]
 
     @classmethod
@@ -75,7 +72,6 @@ class _Batch:
             where=np.array(rows, dtype=np.int64),
             kinds=np.array([state.kind for state in states], dtype=np.int64),
             seeds=np.array([state.seed for state in states], dtype=np.int64),
-            ends=np.array([state.end for state in states], dtype=np.int32),
             whole=np.array([state.sends_whole_chains for state in states]),
         )
 
@@ -198,8 +194,7 @@ class DareProposer:
             limits,
             [state.sources for state in states],
             batch.seeds,
-            batch.ends,
-            [state.memory for state in states],
+            memories=[state.memory for state in states],
         )
         lengths = drafts.lengths
         if self._pacing is not None:
@@ -239,14 +234,12 @@ class DareProposer:
         rule = RequestRule(options.verification, stops)
         group = self._group(options)
         sources = self._sources(group)
-        end = params.eos_token_id if params is not None and not params.ignore_eos else None
         sampled = params is not None and params.temperature > 0
         return _RequestState(
             seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
             request=request,
             sources=sources,
             memory=sources.memory(),
-            end=-1 if end is None else end,
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
             group=group,

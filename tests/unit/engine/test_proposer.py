@@ -55,7 +55,6 @@ class Runner:
             temperature=0.0,
             seed=None,
             ignore_eos=False,
-            eos_token_id=None,
         )
         self.requests[request_id] = SimpleNamespace(
             sampling_params=params,
@@ -284,7 +283,7 @@ def test_a_failing_look_up_costs_drafts_only_and_is_logged_once(
     runner.add("a", PREFIX, {"dare_group": "users/a"})
     runner.add("b", PREFIX)
     with monkeypatch.context() as broken:
-        broken.setattr(drafter.drafter, "draft", lambda *_: 1 / 0)
+        broken.setattr(drafter.drafter, "draft", lambda *_, **_named: 1 / 0)
         for _ in range(3):
             assert runner.propose(drafter) == {"a": [], "b": []}
     assert drafter.errors == 3
@@ -459,16 +458,6 @@ def test_only_the_rank_that_drafts_learns(make: Any, runner: Runner, rank: Any, 
     drafter.rules_of_batch()
     drafter.close()
     assert not json.loads((pool / "live" / "manifest.json").read_text())["groups"]
-
-
-def test_the_end_token_is_drafted_unless_a_request_ignores_it(make: Any, runner: Runner, pool: Path) -> None:
-    for name, ignores in (("ends", False), ("goes on", True)):
-        runner.add(name, [50, 51, *TEXTS["users/a"][-4:]], {"dare_group": "users/a"})
-        runner.requests[name].sampling_params.eos_token_id = 9
-        runner.requests[name].sampling_params.ignore_eos = ignores
-        runner.requests[name].sampling_params.stop_token_ids = []
-    drafts = runner.propose(make(pool))
-    assert (drafts["ends"], drafts["goes on"]) == ([9], [])
 
 
 def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner: Runner, pool: Path) -> None:
