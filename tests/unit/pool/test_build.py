@@ -290,11 +290,9 @@ def test_a_killed_build_leaves_the_old_pool_or_none(
     assert files(output) == files(fresh)
 
 
-def test_building_is_fast(tokenizer: str, tmp_path: Path) -> None:
+def test_a_pool_takes_less_than_nine_bytes_a_token(tokenizer: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     documents = [Document(str(i), token_ids=generator.integers(0, 10, 1000, np.int32)) for i in range(300)]
-    start = time.perf_counter()
     report = build_pool(documents, tokenizer, tmp_path / "pool")
-    assert time.perf_counter() - start < 10  # 0.2 s on an idle machine
     (info,) = report.manifest.segments.values()
     assert info.num_bytes / info.num_tokens < 9
