@@ -147,12 +147,13 @@ def _report(results: "Results", plots: Path | None, report: Path | None, console
 
     from vllm_dare.evaluation.bench_plots import write_plots
     from vllm_dare.evaluation.bench_report import failure_lines, markdown, tables
+    from vllm_dare.evaluation.grid import stacked
 
     found = results.as_dict()
     out = Console()
     if not out.is_terminal:
         out.width = _WIDTH
-    for table in tables(found):
+    for table in (part for grid in tables(found) for part in stacked(grid, out.width)):
         out.print(table)
     for line in failure_lines(found):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)

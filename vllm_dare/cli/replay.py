@@ -201,12 +201,13 @@ def _report(
     from rich.console import Console
 
     from vllm_dare.evaluation.bench import write_json
+    from vllm_dare.evaluation.grid import stacked
     from vllm_dare.evaluation.replay_plots import write_plots
     from vllm_dare.evaluation.replay_report import result_file, tables
 
     out = Console(width=None if sys.stdout.isatty() else _WIDTH)
     if records:
-        for table in tables(records):
+        for table in (part for grid in tables(records) for part in stacked(grid, out.width)):
             out.print(table)
     if json_file is not None:
         write_json(json_file, result_file(study, records, status))

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from rich.table import Table
+from vllm_dare.evaluation.grid import Grid
 
 Record = Mapping[str, Any]
 
@@ -115,23 +116,24 @@ def records_at(result: Record, temperature: float) -> list[Record]:
     return sorted(found, key=lambda record: record["concurrency"])
 
 
-def tables(result: Record) -> list[Table]:
+def tables(result: Record) -> list[Grid]:
     """A table for each temperature that has figures, for the terminal."""
-    made = []
     brief = [column for column in COLUMNS if column.brief]
+    made = []
     for temperature in result["settings"]["temperatures"]:
-        records = records_at(result, temperature)
-        if not records:
+        if not (records := records_at(result, temperature)):
             continue
-        table = Table(title=_title(temperature), title_justify="left")
-        for column in brief:
-            table.add_column(
-                column.heading.replace(" ", "\n"), justify="left" if column.heading == "arm" else "right"
+        counts = [record["concurrency"] for record in records]
+        made.append(
+            Grid(
+                _title(temperature),
+                [column.heading for column in brief],
+                [[column.cell(record) for column in brief] for record in records],
+                num_names=2,
+                left=[1],
+                sections=[i for i, pair in enumerate(pairwise(counts)) if len(set(pair)) > 1],
             )
-        for record, following in zip(records, [*records[1:], None], strict=True):
-            last = following is None or following["concurrency"] != record["concurrency"]
-            table.add_row(*(column.cell(record) for column in brief), end_section=last)
-        made.append(table)
+        )
     return made
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from vllm_dare.evaluation.bench_provenance import provenance
 from vllm_dare.evaluation.corpus import Corpus
+from vllm_dare.evaluation.grid import Grid
 from vllm_dare.evaluation.order import BLOCK_DOCUMENTS, Order
 from vllm_dare.evaluation.study import Study
 
@@ -54,7 +53,7 @@ def _split(study: Study) -> dict[str, Any]:
     }
 
 
-def tables(results: Sequence[Record]) -> list[Table]:
+def tables(results: Sequence[Record]) -> list[Grid]:
     """The settings side by side: what drafts are worth, where they come from, and what they cost."""
     blocks = [_blocks(results)] if any("blocks" in record for record in results) else []
     return [_worth(results), *blocks, _origin(results), _cost(results)]
@@ -68,7 +67,7 @@ def setting_name(setting: Record) -> str:
     return f"{name} ({setting['scheme']})" if setting["scheme"] is not None else name
 
 
-def _worth(results: Sequence[Record]) -> Table:
+def _worth(results: Sequence[Record]) -> Grid:
     columns: list[tuple[str, Callable[[Record], str]]] = [
         ("tokens per step", lambda r: _form("{:.3f}", r["tokens_per_step"])),
         ("steps", lambda r: f"{r['steps']:,}"),
@@ -78,23 +77,21 @@ def _worth(results: Sequence[Record]) -> Table:
     return _table("What drafts are worth", results, columns)
 
 
-def _blocks(results: Sequence[Record]) -> Table:
+def _blocks(results: Sequence[Record]) -> Grid:
     """Tokens per step of some blocks of documents, the later the farther apart: learning slows down."""
-    table = Table("documents", title="Tokens per step while learning", title_justify="left")
-    for record in results:
-        table.add_column(
-            f"{setting_name(record['setting'])}, {record['setting']['max_drafts']}", justify="right"
-        )
+    settings = [record["setting"] for record in results]
+    names = [f"{setting_name(setting)}, {setting['max_drafts']}" for setting in settings]
     last = len(results[0]["blocks"]) - 1
+    rows = []
     for index in sorted({last, *(2**k - 1 for k in range(last.bit_length() + 1) if 2**k - 1 <= last)}):
         start = index * BLOCK_DOCUMENTS + 1
-        cells = [f"{record['blocks'][index]['tokens_per_step']:.3f}" for record in results]
         end = min(start + BLOCK_DOCUMENTS - 1, results[0]["documents"])
-        table.add_row(f"{start:,}-{end:,}", *cells)
-    return table
+        cells = [f"{record['blocks'][index]['tokens_per_step']:.3f}" for record in results]
+        rows.append([f"{start:,}-{end:,}", *cells])
+    return Grid("Tokens per step while learning", ["documents", *names], rows)
 
 
-def _origin(results: Sequence[Record]) -> Table:
+def _origin(results: Sequence[Record]) -> Grid:
     """How much of the text before it a draft was found by, and whose text the accepted tokens came from."""
     columns: list[tuple[str, Callable[[Record], str]]] = [
         ("match, median", lambda r: _form("{:.0f}", _within(r, "match_lengths", "median"))),
@@ -104,7 +101,7 @@ def _origin(results: Sequence[Record]) -> Table:
     return _table("Where accepted tokens come from", results, columns)
 
 
-def _cost(results: Sequence[Record]) -> Table:
+def _cost(results: Sequence[Record]) -> Grid:
     columns: list[tuple[str, Callable[[Record], str]]] = [
         ("look-up µs, median", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "median"))),
         ("p99", lambda r: _form("{:.0f}", _within(r, "lookup_microseconds", "p99"))),
@@ -120,19 +117,14 @@ def _cost(results: Sequence[Record]) -> Table:
 
 def _table(
     title: str, results: Sequence[Record], columns: Sequence[tuple[str, Callable[[Record], str]]]
-) -> Table:
-    table = Table("drafter", title=title, title_justify="left")
-    for heading in ("pool", "draft", *(heading for heading, _ in columns)):
-        table.add_column(heading, justify="right")
+) -> Grid:
+    rows = []
     for record in results:
         setting = record["setting"]
-        table.add_row(
-            setting_name(setting),
-            _form("{:,}", setting["pool_documents"]),
-            str(setting["max_drafts"]),
-            *(cell(record) for _, cell in columns),
-        )
-    return table
+        names = [setting_name(setting), _form("{:,}", setting["pool_documents"]), str(setting["max_drafts"])]
+        rows.append([*names, *(cell(record) for _, cell in columns)])
+    headings = ["drafter", "pool", "draft", *(heading for heading, _ in columns)]
+    return Grid(title, headings, rows, num_names=3)
 
 
 def _sources(results: Sequence[Record]) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables, report and pictures, made from a recorded result."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vllm_dare.evaluation.bench_report import (
     markdown,
     tables,
 )
+from vllm_dare.evaluation.grid import stacked
 
 
 def _spread(median: float, low: float | None = None, high: float | None = None) -> dict[str, float]:
@@ -138,14 +140,17 @@ def test_a_run_without_any_figures_can_be_reported(result: dict[str, Any], tmp_p
     assert failure_lines(empty) == ["suffix: arctic-inference is not installed."]
 
 
-def test_the_terminal_gets_the_brief_columns_unbroken(result: dict[str, Any]) -> None:
-    (table,) = tables(result)
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table)
-    text = console.export_text()
-    assert "3.25x (3.00-3.50)" in text
-    assert len(table.columns) < len(COLUMNS)
-    console.file.close()
+@pytest.mark.parametrize("width", [80, 120, 140])
+def test_a_terminal_gets_the_brief_columns_unbroken(result: dict[str, Any], width: int) -> None:
+    (grid,) = tables(result)
+    assert len(grid.headings) < len(COLUMNS)
+    console = Console(width=width, file=StringIO())
+    for table in stacked(grid, width):
+        console.print(table)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for part in ("│ strict ", "3.25x (3.00-3.50)", "2.00 / 2.00", "200.0 ± 4.0", "42%", "2.1%"):
+        assert part in text
 
 
 def test_pictures_are_written(result: dict[str, Any], tmp_path: Path) -> None:
