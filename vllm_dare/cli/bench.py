@@ -1,5 +1,7 @@
 """`vllm-dare bench`: is it faster here, and by how much?"""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -122,13 +124,14 @@ def bench(
 
 def _run(plan: "Bench", results: "Results", json_file: Path | None, console: "Console") -> int | None:
     """Run to the end or to a signal, whose number is returned; no process is left behind."""
-    from vllm_dare.evaluation.bench import run, write_json
+    from vllm_dare.evaluation.bench import run
     from vllm_dare.evaluation.bench_progress import BenchProgress
     from vllm_dare.generation.interruption import Interruption, StartInterruptedError
+    from vllm_dare.pool.files import replace_text
 
     def save() -> None:
         if json_file is not None:
-            write_json(json_file, results.as_dict())
+            replace_text(json_file, json.dumps(results.as_dict(), indent=1) + "\n")
 
     try:
         with Interruption(console), BenchProgress(plan, console) as progress:
@@ -148,6 +151,7 @@ def _report(results: "Results", plots: Path | None, report: Path | None, console
     from vllm_dare.evaluation.bench_plots import write_plots
     from vllm_dare.evaluation.bench_report import failure_lines, markdown, tables
     from vllm_dare.evaluation.grid import stacked
+    from vllm_dare.pool.files import replace_text
 
     found = results.as_dict()
     out = Console()
@@ -159,10 +163,8 @@ def _report(results: "Results", plots: Path | None, report: Path | None, console
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     pictures = write_plots(found, plots) if plots is not None else []
     if report is not None:
-        import os
-
         links = [os.path.relpath(picture, report.parent) for picture in pictures]
-        report.write_text(markdown(found, links), encoding="utf-8")
+        replace_text(report, markdown(found, links))
 
 
 def _exit_status(results: "Results", signal: int | None) -> int:
@@ -174,22 +176,15 @@ def _exit_status(results: "Results", signal: int | None) -> int:
 
 
 def _check_outputs(prompts: Path, json_file: Path | None, plots: Path | None, markdown: Path | None) -> None:
-    import os
-
-    from vllm_dare.generation.paths import check_report_file
+    from vllm_dare.generation.paths import check_report_file, check_report_folder
 
     others = [prompts]
     for option, file in (("--json", json_file), ("--markdown", markdown)):
         if file is not None:
             check_report_file(option, file, others)
             others.append(file)
-    if plots is None:
-        return
-    existing = next(folder for folder in (plots, *plots.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise DareError(f"--plots {plots} cannot be a directory: {existing} is a file.")
-    if not os.access(existing, os.W_OK):
-        raise DareError(f"--plots {plots} cannot be written: permission denied.")
+    if plots is not None:
+        check_report_folder("--plots", plots)
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number], least: Number) -> list[Number]:

@@ -107,6 +107,7 @@ def generate(
     from vllm_dare.generation.job import Job, run_job
     from vllm_dare.generation.paths import check_paths
     from vllm_dare.generation.settings import EngineSettings, SamplingSettings
+    from vllm_dare.pool.files import replace_text
 
     check_paths(prompts, output, json_file)
     engine = EngineSettings(
@@ -137,7 +138,7 @@ def generate(
         console.print(str(interrupted), highlight=False, soft_wrap=True)
         raise typer.Exit(interrupted.exit_status) from None
     if json_file is not None:
-        json_file.write_text(json.dumps(outcome.as_dict(), indent=2) + "\n", encoding="utf-8")
+        replace_text(json_file, json.dumps(outcome.as_dict(), indent=2) + "\n")
     raise typer.Exit(_report(job, outcome, Console(), console))
 
 

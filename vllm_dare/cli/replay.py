@@ -1,6 +1,6 @@
 """`vllm-dare replay`: what drafts are worth on your own text, told without a model."""
 
-import os
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -200,17 +200,17 @@ def _report(
 ) -> None:
     from rich.console import Console
 
-    from vllm_dare.evaluation.bench import write_json
     from vllm_dare.evaluation.grid import stacked
     from vllm_dare.evaluation.replay_plots import write_plots
     from vllm_dare.evaluation.replay_report import result_file, tables
+    from vllm_dare.pool.files import replace_text
 
     out = Console(width=None if sys.stdout.isatty() else _WIDTH)
     if records:
         for table in (part for grid in tables(records) for part in stacked(grid, out.width)):
             out.print(table)
     if json_file is not None:
-        write_json(json_file, result_file(study, records, status))
+        replace_text(json_file, json.dumps(result_file(study, records, status), indent=1) + "\n")
     if plots is not None and records:
         write_plots(records, plots)
 
@@ -255,17 +255,12 @@ def _default_sources(schemes: "Sequence[Scheme]") -> tuple[str, ...]:
 
 
 def _check_outputs(inputs: Sequence[Path], json_file: Path | None, plots: Path | None) -> None:
-    from vllm_dare.generation.paths import check_report_file
+    from vllm_dare.generation.paths import check_report_file, check_report_folder
 
     if json_file is not None:
         check_report_file("--json", json_file, inputs)
-    if plots is None:
-        return
-    if plots.exists() and not plots.is_dir():
-        raise DareError(f"--plots {plots} is a file; name a directory.")
-    existing = next(folder for folder in (plots, *plots.absolute().parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
-        raise DareError(f"--plots {plots} cannot be written: permission denied.")
+    if plots is not None:
+        check_report_folder("--plots", plots)
 
 
 def _names(text: str | None) -> list[str]:

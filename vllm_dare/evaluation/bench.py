@@ -22,7 +22,6 @@ from vllm_dare.generation.engine import check_model, check_pool
 from vllm_dare.generation.ids import check_unique
 from vllm_dare.generation.prompts import read_prompts
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
-from vllm_dare.pool.files import temporary_file
 from vllm_dare.pool.manifest import read_manifest
 
 _LOOK_SECONDS = 0.1
@@ -189,13 +188,6 @@ def run(bench: Bench, results: Results, save: Callable[[], None], tell: Tell) ->
         save()
     results.status = "complete"
     save()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace ``path``, so that a reader, or a kill, meets the old file or the new one."""
-    with temporary_file(path.parent) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
-    os.replace(file.name, path)
 
 
 def _run_engine(bench: Bench, repeat: int, members: Sequence[Arm], results: Results, tell: Tell) -> None:

@@ -1,11 +1,11 @@
 """Look at a run's files before anything is written or started."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vllm_dare.errors import DareError
 from vllm_dare.generation.output import written_files
+from vllm_dare.pool.files import check_writable
 
 
 def check_paths(prompts: Path, output: Path, summary: Path | None) -> None:
@@ -46,10 +46,33 @@ def check_report_file(option: str, path: Path, others: Iterable[Path]) -> None:
             raise DareError(f"{option} {path} is the file {other}, too; choose another one.")
     if path.is_dir():
         raise DareError(f"{option} {path} is a directory; name a file.")
+    if path.exists() and not path.is_file():
+        raise DareError(f"{option} {path} is not a file that can be replaced; name another one.")
     if not path.parent.is_dir():
         raise DareError(f"{option} {path} cannot be written: there is no directory {path.parent}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DareError(f"{option} {path} cannot be written: permission denied.")
+    _check_folder(option, path, path.parent)
+
+
+def check_report_folder(option: str, path: Path) -> None:
+    """Refuse a folder that could not be made, or written into, when the run is over.
+
+    Raises:
+        DareError: see the message.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise DareError(f"{option} {path} cannot be a directory: {existing} is a file; name another one.")
+    _check_folder(option, path, existing)
+
+
+def _check_folder(option: str, path: Path, folder: Path) -> None:
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise DareError(
+            f"{option} {path} cannot be written: no file can be made in {folder} ({error.strerror}); choose "
+            "another place."
+        ) from None
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -25,6 +25,24 @@ def temporary_file(directory: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Give ``path`` a new content, so that a reader, or a kill, meets the old one or the new one."""
+    with temporary_file(path.parent) as file:
+        file.write(text.encode())
+    os.replace(file.name, path)
+
+
+def check_writable(directory: Path) -> None:
+    """Make a file in ``directory`` and remove it: permissions alone do not tell whether one can be made.
+
+    Raises:
+        OSError: none can.
+    """
+    with temporary_file(directory) as probe:
+        probe.write(b"\0")
+    Path(probe.name).unlink()
+
+
 def sync_directory(directory: Path) -> None:
     """Make the renames in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

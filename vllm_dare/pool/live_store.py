@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import sync_directory, temporary_file
+from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.lock import is_read
 from vllm_dare.pool.manifest import (
@@ -256,9 +256,7 @@ def prepare_live(pool: Path, tokenizer: TokenizerInfo, *, verify: bool = True) -
     try:
         (directory / SEGMENTS_DIRECTORY).mkdir(parents=True, exist_ok=True)
         with locked(directory):
-            with temporary_file(directory) as probe:
-                probe.write(b"\0")
-            Path(probe.name).unlink()
+            check_writable(directory)
             if not is_pool(directory):
                 write_manifest(
                     directory, Manifest(tokenizer=tokenizer, groups={}, global_segments=[], segments={})

@@ -53,6 +53,7 @@ def _generate(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]
         (("--output", "."), "--output . is a directory"),
         (("--json", "nowhere/summary.json"), "there is no directory nowhere"),
         (("--json", "."), "--json . is a directory"),
+        (("--json", "/proc/x"), "--json /proc/x cannot be written: no file can be made in /proc"),
         (("--model", "/nope"), "There is no directory /nope."),
         (("--pool", "nowhere"), "nowhere"),
     ],

@@ -31,7 +31,11 @@ def _bench(tmp_path: Path, *options: str) -> "subprocess.CompletedProcess[str]":
         (("--json", "p.jsonl"), "--json p.jsonl is the file p.jsonl, too"),
         (("--json", "o", "--markdown", "o"), "--markdown o is the file o, too"),
         (("--plots", "p.jsonl"), "--plots p.jsonl cannot be a directory"),
-        (("--plots", "p.jsonl/plots"), "p.jsonl is a file."),
+        (("--plots", "p.jsonl/plots"), "p.jsonl is a file; name another one"),
+        (
+            ("--markdown", "/proc/bench.md"),
+            "--markdown /proc/bench.md cannot be written: no file can be made",
+        ),
         (("--engine-args", '{"max_num_seqs": 4}'), "may not contain 'max_num_seqs'"),
         (("--engine-args", "4"), "--engine-args must be a JSON object"),
     ],

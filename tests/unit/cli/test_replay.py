@@ -102,7 +102,9 @@ def test_nothing_of_vllm_or_torch_is_imported(corpus: Path) -> None:
         (("--split", "splits.json", "--sources", "pool"), "--sources takes own, group and global"),
         (("--split", "splits.json", "--json", "nowhere/out.json"), "there is no directory nowhere"),
         (("--split", "splits.json", "--json", "splits.json"), "is the file splits.json, too"),
-        (("--split", "splits.json", "--plots", "splits.json"), "is a file; name a directory"),
+        (("--split", "splits.json", "--json", "/proc/out.json"), "no file can be made in /proc"),
+        (("--split", "splits.json", "--plots", "splits.json"), "splits.json is a file; name another one"),
+        (("--split", "splits.json", "--plots", "/proc/plots"), "no file can be made in /proc"),
     ],
 )
 def test_a_users_error_is_one_sentence(corpus: Path, options: tuple[str, ...], sentence: str) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from vllm_dare.cli.bench import _run as run_command
 from vllm_dare.errors import DareError
 from vllm_dare.evaluation import bench as module
-from vllm_dare.evaluation.bench import Bench, Results, check, run, write_json
+from vllm_dare.evaluation.bench import Bench, Results, check, run
 from vllm_dare.evaluation.bench_arms import parse_arms
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
@@ -153,14 +153,6 @@ def test_ids_must_be_unique(bench: Bench) -> None:
     bench.prompts.write_text('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n')
     with pytest.raises(DareError, match="repeats the id 1"):
         check(bench)
-
-
-def test_the_result_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    path.write_text("old")
-    write_json(path, {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["out.json"]
 
 
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(

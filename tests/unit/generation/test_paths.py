@@ -1,11 +1,12 @@
 """A run's files are told apart before anything is written."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vllm_dare.errors import DareError
-from vllm_dare.generation.paths import check_paths
+from vllm_dare.generation.paths import check_paths, check_report_file, check_report_folder
 
 
 @pytest.fixture
@@ -36,3 +37,31 @@ def test_the_summary_is_a_file_of_its_own(prompts: Path, name: str) -> None:
 
 def test_three_files_are_fine(prompts: Path) -> None:
     check_paths(prompts, prompts.parent / "new" / "out.jsonl", prompts.parent / "summary.json")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "prompts.jsonl"])
+def test_a_report_that_can_be_written_leaves_no_trace_of_the_try(prompts: Path, name: str) -> None:
+    before = sorted(prompts.parent.iterdir())
+    check_report_file("--json", prompts.parent / name, [])
+    check_report_folder("--plots", prompts.parent / "new" / "plots")
+    check_report_folder("--plots", prompts.parent)
+    assert sorted(prompts.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("check", [check_report_file, check_report_folder])
+@pytest.mark.parametrize("path", ["/proc/x", "/proc/x/y"])
+def test_a_place_where_no_file_can_be_made(check: Callable[..., None], path: str) -> None:
+    arguments = ([],) if check is check_report_file else ()
+    with pytest.raises(DareError, match=f"--report {path} cannot be written: "):
+        check("--report", Path(path), *arguments)
+
+
+def test_a_report_cannot_replace_a_device() -> None:
+    with pytest.raises(DareError, match="--json /dev/null is not a file that can be replaced"):
+        check_report_file("--json", Path("/dev/null"), [])
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.jsonl/plots"])
+def test_a_file_is_no_folder(prompts: Path, name: str) -> None:
+    with pytest.raises(DareError, match=r"prompts.jsonl is a file; name another one"):
+        check_report_folder("--plots", prompts.parent / name)
