@@ -222,16 +222,19 @@ def _description(study: "Study | Order") -> str:
     ids = study.replayed if isinstance(study, Order) else study.held_out
     with_prompt = sum(1 for i in ids if len(study.corpus.texts[i].prompt))
     if isinstance(study, Order):
-        return (
+        line = (
             f"{len(ids):,} documents, {with_prompt:,} with a prompt, are drafted for from those before them."
         )
-    split = study.split
-    line = (
-        f"{len(split.train):,} documents of {split.train_key!r} for the pool; {len(study.held_out):,} of "
-        f"{split.test_key!r}, {with_prompt:,} with a prompt, are drafted for."
-    )
-    if split.num_missing:
-        line += f" {split.num_missing:,} ids of these lists have no document with text."
+    else:
+        split = study.split
+        line = (
+            f"{len(split.train):,} documents of {split.train_key!r} for the pool; {len(study.held_out):,} of "
+            f"{split.test_key!r}, {with_prompt:,} with a prompt, are drafted for."
+        )
+        if split.num_missing:
+            line += f" {split.num_missing:,} ids of these lists have no document with text."
+    if study.corpus.num_empty:
+        line += f" {study.corpus.num_empty:,} documents without any text were left out."
     return line
 
 

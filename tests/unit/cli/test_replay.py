@@ -75,6 +75,16 @@ def test_in_order(corpus: Path, tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "learning.png").exists()
 
 
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    texts = ("", "The user likes it.", "The user likes it.", "")
+    rows = [json.dumps({"id": i, "text": text}) for i, text in enumerate(texts)]
+    (tmp_path / "documents.jsonl").write_text("\n".join(rows))
+    result = _run(tmp_path, "--order")
+    assert result.returncode == 0, result.stderr
+    assert "2 documents, 0 with a prompt, are drafted for" in result.stderr
+    assert "2 documents without any text were left out." in result.stderr
+
+
 def test_nothing_of_vllm_or_torch_is_imported(corpus: Path) -> None:
     code = (
         "import sys\n"
