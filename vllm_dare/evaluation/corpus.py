@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_dare.errors import DareError
+from vllm_dare.errors import DareError, PoolError
 from vllm_dare.evaluation.walk import Text
 from vllm_dare.pool.documents import Document, read_documents
 from vllm_dare.pool.rows import BadRows, read_rows
@@ -152,7 +152,12 @@ def load_encoder(name: str) -> Encoder:
     Raises:
         DareError: there is no such tokenizer, or mistral-common is missing.
     """
-    return _MistralEncoder() if name == MISTRAL_V1 else _TokenizersEncoder(name)
+    if name == MISTRAL_V1:
+        return _MistralEncoder()
+    try:
+        return _TokenizersEncoder(name)
+    except PoolError as error:
+        raise DareError(f"{error} Here {MISTRAL_V1} is a tokenizer, too.") from None
 
 
 class _TokenizersEncoder:

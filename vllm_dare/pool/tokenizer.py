@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 MAX_VOCABULARY_SIZE = 2**31 - 1
 
+_FILE_NAME = "tokenizer.json"
+_HUB_SECONDS = 5.0
+
 
 class TokenizerInfo(BaseModel):
     """What a pool remembers of its tokenizer.
@@ -44,9 +47,9 @@ def load_tokenizer(name: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     path = Path(name).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = path / _FILE_NAME if path.is_dir() else path
     try:
-        tokenizer = Tokenizer.from_file(str(file)) if path.exists() else Tokenizer.from_pretrained(name)
+        tokenizer = Tokenizer.from_file(str(file) if path.exists() else _from_hub(name))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise PoolError(
             f"Cannot load the tokenizer {name!r} ({_first_line(error)}); give a hub id, or a directory "
@@ -88,13 +91,42 @@ def vocabulary_fingerprint(vocab: Mapping[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
+def _from_hub(name: str) -> str:
+    """The path of a model's ``tokenizer.json``, from the hub or, if it does not answer, from the local cache.
+
+    The hub is asked once whether it answers: a download that cannot begin is tried again for minutes.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception as error:  # of the hub, of the library for HTTP below it, or of the system
+        try:
+            return hf_hub_download(name, _FILE_NAME, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise PoolError(_why_not(error)) from None
+    return hf_hub_download(name, _FILE_NAME)
+
+
+def _why_not(error: Exception) -> str:
+    """Why the hub does not give a model."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "it is no file here, and HF_HUB_OFFLINE is set, but it is not in the hub's local cache"
+    if isinstance(error, HfHubHTTPError):
+        return f"it is no file here, and the model hub does not give it: HTTP {error.response.status_code}"
+    return f"it is no file here, and the model hub cannot be reached: {_first_line(error)}"
+
+
 def _public_name(name: str) -> str:
     """A name that means something on another machine too."""
     path = Path(name).expanduser()
     if not path.exists():
         return name
     path = path.resolve()
-    return path.parent.name or path.name if path.name == "tokenizer.json" else path.name or name
+    return path.parent.name or path.name if path.name == _FILE_NAME else path.name or name
 
 
 def _first_line(error: Exception) -> str:

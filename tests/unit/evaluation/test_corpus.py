@@ -73,6 +73,11 @@ def test_a_corpus_that_cannot_be_used(
         read_corpus([write(tmp_path / "d.jsonl", *rows)], tokenizer)
 
 
+def test_a_tokenizer_that_is_none_is_told_of_all_kinds(tmp_path: Path) -> None:
+    with pytest.raises(DareError, match=r"give a hub id, or a directory .* mistral-v1 is a tokenizer, too"):
+        load_encoder(str(tmp_path / "nowhere"))
+
+
 def test_the_tokenizer_that_mistral_common_carries() -> None:
     pytest.importorskip("mistral_common")
     encoder = load_encoder(MISTRAL_V1)

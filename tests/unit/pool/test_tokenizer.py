@@ -1,3 +1,7 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +51,48 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     for name in (str(tmp_path), str(tmp_path / "tokenizer.json"), str(tmp_path / "none")):
         with pytest.raises(PoolError, match=r"Cannot load the tokenizer .* give a hub id, or a directory"):
             load_tokenizer(name)
+
+
+# In a process of its own: the hub's library reads its environment when it is imported.
+_LOAD = """
+import sys
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.tokenizer import load_tokenizer
+try:
+    print(load_tokenizer("some/model").get_vocab_size())
+except PoolError as error:
+    print(error)
+"""
+NOBODY_LISTENS = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def load(cache: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    unset = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    environment = kept | {"HF_HOME": str(cache), "NO_PROXY": "127.0.0.1"} | environment
+    command = [sys.executable, "-c", _LOAD]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [(NOBODY_LISTENS, "the model hub cannot be reached"), (OFFLINE, "HF_HUB_OFFLINE is set")],
+)
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    result = load(tmp_path, environment)
+    assert reason in result.stdout and "give a hub id, or a directory" in result.stdout
+    assert "Retrying" not in result.stderr
+
+
+@pytest.mark.parametrize("environment", [NOBODY_LISTENS, OFFLINE])
+def test_what_is_in_the_hubs_cache_needs_no_hub(
+    tmp_path: Path, tokenizer: str, environment: dict[str, str]
+) -> None:
+    model = tmp_path / "hub" / "models--some--model"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tokenizer, model / "snapshots" / ("0" * 40))
+    assert load(tmp_path, environment).stdout == "10\n"
