@@ -35,6 +35,14 @@ def generate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew.", rich_help_panel=options.INPUT)
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Generate the rows again that failed; their prompts, and --max-model-len, may be mended.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = False,
     token_ids: Annotated[
         bool,
         typer.Option(
@@ -129,6 +137,7 @@ def generate(
         limit=limit,
         token_ids=token_ids,
         overwrite=overwrite,
+        retry_failed=retry_failed,
         compare_rows=0 if no_drafts else compare_baseline,
     )
     console = Console(stderr=True)
@@ -164,7 +173,7 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
     if outcome.failed:
         err.print(
             f"{outcome.failed} of {outcome.total} rows failed: in {job.output} they have the finish_reason "
-            '"error", and an `error` that says why; --overwrite runs everything again.',
+            '"error", and an `error` that says why; --retry-failed generates them again.',
             highlight=False,
             soft_wrap=True,
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vllm_dare.errors import DareError
+from vllm_dare.errors import ConfigError, DareError
 from vllm_dare.generation.compare import Agreement, Baseline, agreement, run_baseline
 from vllm_dare.generation.engine import check_model, check_pool, start_engine, stop_engine
 from vllm_dare.generation.fingerprint import Fingerprint
@@ -16,7 +16,14 @@ from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
 from vllm_dare.generation.learned import Learned, learned_since, learned_so_far
 from vllm_dare.generation.meter import Figures, Meter
-from vllm_dare.generation.output import CompleteRows, OutputFile, check_finished, is_begun, recorded_prompts
+from vllm_dare.generation.output import (
+    CompleteRows,
+    OutputFile,
+    check_finished,
+    is_begun,
+    recorded_prompts,
+    rows_so_far,
+)
 from vllm_dare.generation.progress import run_progress
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings, text_settings
@@ -32,6 +39,7 @@ class Job:
         limit: take only the first rows; None takes all.
         token_ids: whether output rows carry their token ids.
         overwrite: begin anew instead of going on with, or keeping, what is there.
+        retry_failed: generate the rows again that are there as errors.
         compare_rows: run so many rows without drafts first, to compare.
     """
 
@@ -42,7 +50,12 @@ class Job:
     limit: int | None = None
     token_ids: bool = False
     overwrite: bool = False
+    retry_failed: bool = False
     compare_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.retry_failed:
+            raise ConfigError("--overwrite and --retry-failed exclude each other: leave out one of them.")
 
     def rows(self) -> Iterator[PromptRow]:
         """The job's rows, read anew."""
@@ -125,10 +138,16 @@ def _run(job: Job, console: Console, interruption: Interruption) -> Outcome:
     if not total:
         raise DareError(f"The prompt file {job.prompts} has no rows.")
     settings = text_settings(job.engine, job.sampling, job.token_ids)
+    if job.retry_failed:
+        _check_same_ids(job)
     if job.output.exists() and not job.overwrite and not is_begun(job.output):
-        check_finished(job.output, settings, fingerprint)
-        return _untouched(job, total)
-    file = OutputFile.open(job.output, settings, fingerprint, overwrite=job.overwrite)
+        check_finished(job.output, settings, fingerprint, retry_failed=job.retry_failed)
+        outcome = _untouched(job, total)
+        if not (job.retry_failed and outcome.failed):
+            return outcome
+    file = OutputFile.open(
+        job.output, settings, fingerprint, overwrite=job.overwrite, retry_failed=job.retry_failed
+    )
     try:
         outcome = _fill(job, file, total, console, interruption)
     except BaseException:
@@ -136,6 +155,17 @@ def _run(job: Job, console: Console, interruption: Interruption) -> Outcome:
         raise
     file.finish() if outcome.status == "complete" else file.close()
     return outcome
+
+
+def _check_same_ids(job: Job) -> None:
+    """Where prompts may have been mended, their fingerprint does not tell them from those of another job."""
+    ids = IdSet(row.id for row in job.rows())
+    foreign = sum(row["id"] not in ids for row in rows_so_far(job.output))
+    if foreign:
+        raise DareError(
+            f"{job.output} has {foreign} rows that are not in {job.prompts}; give the prompts that it was "
+            "begun with, those of failed rows mended, or another --output."
+        )
 
 
 def _untouched(job: Job, total: int) -> Outcome:
@@ -156,6 +186,8 @@ def _fill(job: Job, file: OutputFile, total: int, console: Console, interruption
             f"Cut {file.dropped_bytes} bytes of an unfinished row off {file.part}.", highlight=False
         )
     earlier = total - sum(row.id not in file.done for row in job.rows()) if len(file.done) else 0
+    if file.retried:
+        console.print(f"Generating {file.retried} rows again that failed.", highlight=False)
     if earlier:
         console.print(f"Going on after {earlier} of {total} rows.", highlight=False)
     if earlier == total:

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ from vllm_dare.pool.files import sync_directory
 
 _FSYNC_SECONDS = 1.0
 _PROMPTS = "prompts"  # the key of the fingerprint among the settings
+_MENDS = frozenset((_PROMPTS, "max_model_len"))  # what may have been changed for rows to fail no more
 
 
 class OutputFile:
@@ -28,6 +29,7 @@ class OutputFile:
     Attributes:
         done: ids of the rows that are in the file since earlier runs.
         failed: how many of those rows are errors.
+        retried: how many more were errors, and are to be generated again.
         dropped_bytes: what an interrupted write had left at the end, now cut off.
     """
 
@@ -37,12 +39,18 @@ class OutputFile:
         self._descriptor = descriptor
         self._synced_at = time.monotonic()
         self.done = IdSet()
-        self.failed = 0
+        self.failed = self.retried = 0
         self.dropped_bytes = 0
 
     @classmethod
     def open(
-        cls, output: Path, settings: Mapping[str, Any], prompts: Fingerprint, *, overwrite: bool
+        cls,
+        output: Path,
+        settings: Mapping[str, Any],
+        prompts: Fingerprint,
+        *,
+        overwrite: bool,
+        retry_failed: bool = False,
     ) -> Self:
         """Lock the part file and keep what earlier runs with the same settings and prompts have finished.
 
@@ -51,6 +59,7 @@ class OutputFile:
             settings: everything that shapes the rows, as JSON values.
             prompts: the job's rows, compared with what `recorded` says.
             overwrite: begin anew, whatever is in the part file.
+            retry_failed: drop the rows that are errors, of the finished output too, to generate them again.
 
         Raises:
             DareError: another process writes it, its settings differ, or the folder is not writable.
@@ -61,7 +70,10 @@ class OutputFile:
         except OSError as error:
             raise DareError(f"{output} cannot be written: {error.strerror}.") from None
         try:
-            file._begin(settings, prompts) if overwrite else file._continue(settings, prompts)
+            if overwrite:
+                file._begin(settings, prompts)
+            else:
+                file._continue(settings, prompts, retry_failed)
         except OSError as error:
             file.abandon()
             raise DareError(f"{output} cannot be written: {error.strerror}.") from None
@@ -126,25 +138,47 @@ class OutputFile:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _continue(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
-        if os.fstat(self._descriptor).st_size == 0:
+    def _continue(self, settings: Mapping[str, Any], prompts: Fingerprint, retry_failed: bool) -> None:
+        begun = os.fstat(self._descriptor).st_size > 0
+        if begun:
+            self._check_settings(settings, prompts, retry_failed)
+        else:
             self._begin(settings, prompts)
-            return
-        self._check_settings(settings, prompts)
+        if retry_failed:
+            self._take_good_rows(self.output if not begun and self.output.exists() else self.part)
         rows = CompleteRows(self.part)
         self.done = IdSet(row["id"] for row in rows)
         self.failed = rows.failed
         self.dropped_bytes = os.fstat(self._descriptor).st_size - rows.end
         os.ftruncate(self._descriptor, rows.end)
 
-    def _check_settings(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+    def _take_good_rows(self, source: Path) -> None:
+        """Replace the part file by one with the rows of ``source`` that are no errors."""
+        temporary = self.part.with_name(self.part.name + ".tmp")
+        descriptor = _open_locked(temporary)  # the part file is locked, so that nobody else has this one
+        try:
+            os.ftruncate(descriptor, 0)
+            rows = CompleteRows(source)
+            with open(descriptor, "ab", closefd=False) as file:
+                file.writelines(_encode(row) for row in rows if not _is_error(row))
+            os.fsync(descriptor)
+            os.replace(temporary, self.part)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+        self.retried = rows.failed
+
+    def _check_settings(self, settings: Mapping[str, Any], prompts: Fingerprint, retry_failed: bool) -> None:
         before = _read_record(self.settings_file)
         if before is None:
             raise DareError(
                 f"{self.part} exists, but the file with its settings, {self.settings_file.name}, is missing "
                 "or damaged; use --overwrite to begin anew, or another --output."
             )
-        if changes := _changes(before, settings, prompts):
+        if changes := _changes(before, settings, prompts, retry_failed):
             raise DareError(
                 f"{self.part} was begun with something else: {changes}; use the same again to go on, "
                 "--overwrite to begin anew, or another --output."
@@ -176,7 +210,7 @@ class CompleteRows:
                 if row is None:
                     return
                 self.end += len(line)
-                self.failed += row.get("finish_reason") == "error"
+                self.failed += _is_error(row)
                 yield row
 
 
@@ -186,14 +220,24 @@ def is_begun(output: Path) -> bool:
     return part.exists() and part.stat().st_size > 0
 
 
+def rows_so_far(output: Path) -> Iterable[dict[str, Any]]:
+    """The rows to go on with, or those of a finished output."""
+    path = _part(output) if is_begun(output) else output
+    return CompleteRows(path) if path.exists() else ()
+
+
 def recorded_prompts(output: Path) -> Any:
     """The prompts' `Fingerprint.record` of the run that would be gone on with or kept; None if unknown."""
     before = _read_record(_settings_file(output) if is_begun(output) else _finished_record(output))
     return None if before is None else before.get(_PROMPTS)
 
 
-def check_finished(output: Path, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
+def check_finished(
+    output: Path, settings: Mapping[str, Any], prompts: Fingerprint, *, retry_failed: bool = False
+) -> None:
     """Refuse to take a finished output for that of a run with these settings and prompts if it is not.
+
+    To ``retry_failed`` rows, the prompts and ``max_model_len`` may be others.
 
     Raises:
         DareError: they differ, or are not known.
@@ -205,7 +249,7 @@ def check_finished(output: Path, settings: Mapping[str, Any], prompts: Fingerpri
             f"{_final_settings_file(output).name} is missing or damaged; use --overwrite to write it anew, "
             "or another --output."
         )
-    if changes := _changes(before, settings, prompts):
+    if changes := _changes(before, settings, prompts, retry_failed):
         raise DareError(
             f"{output} was written with something else: {changes}; use --overwrite to write it anew, or "
             "another --output."
@@ -217,15 +261,17 @@ def written_files(output: Path) -> tuple[Path, ...]:
     return (output, _part(output), _settings_file(output), _final_settings_file(output))
 
 
-def _changes(before: Mapping[str, Any], settings: Mapping[str, Any], prompts: Fingerprint) -> str:
+def _changes(
+    before: Mapping[str, Any], settings: Mapping[str, Any], prompts: Fingerprint, retry_failed: bool
+) -> str:
     now = json.loads(json.dumps(settings))
-    names = sorted((before.keys() | now.keys()) - {_PROMPTS})
+    ignored = _MENDS if retry_failed else frozenset()
     changes = [
         f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"
-        for name in names
+        for name in sorted((before.keys() | now.keys()) - {_PROMPTS} - ignored)
         if before.get(name) != now.get(name)
     ]
-    if (difference := prompts.difference(before.get(_PROMPTS))) is not None:
+    if _PROMPTS not in ignored and (difference := prompts.difference(before.get(_PROMPTS))) is not None:
         changes.append(difference)
     return ", ".join(changes)
 
@@ -276,6 +322,10 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _is_error(row: Mapping[str, Any]) -> bool:
+    return row.get("finish_reason") == "error"
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

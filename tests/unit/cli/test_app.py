@@ -89,4 +89,4 @@ def test_failed_rows_of_a_complete_output_are_not_forgotten(tmp_path: Path) -> N
     result = _generate(tmp_path)
     assert result.returncode == 3
     assert "1 of 1 rows failed" in result.stderr
-    assert "--overwrite runs everything again" in result.stderr
+    assert "--retry-failed generates them again" in result.stderr

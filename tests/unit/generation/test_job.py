@@ -196,6 +196,33 @@ def test_failed_rows_are_counted_again_by_the_run_that_goes_on(
     assert (outcome.failed, outcome.figures.failed) == (1, 0)
 
 
+def test_failed_rows_are_generated_again_once_their_prompts_are_mended(job: Job) -> None:
+    rows = job.prompts.read_text()
+    job.prompts.write_text(rows.replace("prompt 3", "bad"))
+    assert _run(job).failed == 1
+    assert _run(job).status == "untouched"
+    job.prompts.write_text(rows)
+    outcome = _run(replace(job, retry_failed=True))
+    assert (outcome.status, outcome.earlier, outcome.figures.rows, outcome.failed) == ("complete", 9, 1, 0)
+    assert _ids(job.output) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 3]
+    assert _run(job).status == "untouched"
+    assert _run(replace(job, retry_failed=True)).status == "untouched"
+
+
+def test_a_retry_does_not_mix_the_rows_of_two_jobs(job: Job) -> None:
+    _run(job)
+    before = sorted(job.output.parent.iterdir())
+    job.prompts.write_text(job.prompts.read_text().replace('"id": 3', '"id": "other"'))
+    with pytest.raises(DareError, match=r"has 1 rows that are not in .*prompts.jsonl"):
+        _run(replace(job, retry_failed=True))
+    assert sorted(job.output.parent.iterdir()) == before
+
+
+def test_everything_or_what_failed_is_generated_again(job: Job) -> None:
+    with pytest.raises(DareError, match="--overwrite and --retry-failed exclude each other"):
+        replace(job, overwrite=True, retry_failed=True)
+
+
 def test_bad_prompts_are_found_before_the_engine_starts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(job_module, "start_engine")
     with job.prompts.open("a") as file:

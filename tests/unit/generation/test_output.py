@@ -93,6 +93,67 @@ def test_failed_rows_of_earlier_runs_are_counted(tmp_path: Path) -> None:
     file.close()
 
 
+GOOD = [row for row in ROWS if row["finish_reason"] != "error"]
+
+
+def _retry(output: Path, **settings: Any) -> OutputFile:
+    return OutputFile.open(output, SETTINGS | settings, Fingerprint(), overwrite=False, retry_failed=True)
+
+
+def test_failed_rows_are_dropped_to_be_retried(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    file = _retry(output)
+    assert (len(file.done), file.failed, file.retried) == (2, 0, 1)
+    assert _lines(file.part) == GOOD
+    with pytest.raises(DareError, match="is being written by another process"):
+        _open(output)
+    file.append(ROWS[1])
+    file.finish()
+    assert _lines(output) == [*GOOD, ROWS[1]]
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_a_finished_output_stays_until_its_failed_rows_are_generated(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    file = _open(output)
+    for row in ROWS:
+        file.append(row)
+    file.finish()
+    file = _retry(output)
+    assert _lines(output) == ROWS
+    assert _lines(file.part) == GOOD
+    file.close()
+    file = _open(output)
+    assert (len(file.done), file.retried) == (2, 0)
+    file.close()
+
+
+def test_a_retry_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _write(tmp_path / "out.jsonl", ROWS)
+    before = sorted(os.listdir(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(DareError, match="cannot be written: No space left on device"):
+            _retry(tmp_path / "out.jsonl")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert _lines(tmp_path / "out.jsonl.part") == ROWS
+
+
+def test_only_what_makes_rows_fail_may_be_changed_for_a_retry(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(output, ROWS)
+    with pytest.raises(DareError, match="temperature"):
+        _retry(output, temperature=0.7)
+    _retry(output, max_model_len=4096).close()
+    _open(output, max_model_len=4096).close()
+
+
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     _write(output, ROWS)
