@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from vllm_dare.engine.orphans import descendants
+
 ROWS = 48
 START_SECONDS = 240
 
@@ -83,13 +85,27 @@ def test_kill_then_interrupt_then_finish(work: Path, uninterrupted: dict[Any, di
     assert not part.exists()
 
 
-def _start(work: Path, output: str, *options: str) -> "subprocess.Popen[bytes]":
+def test_a_killed_engine_ends_the_run_and_its_rows_stay(work: Path, tmp_path: Path) -> None:
+    part = work / "engine.jsonl.part"
+    with (tmp_path / "errors").open("w+") as errors:
+        process = _start(work, "engine.jsonl", stderr=errors)
+        _wait_for_rows(process, part, 3)
+        for pid in descendants(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        finished = part.read_bytes().count(b"\n")
+        assert process.wait(30) == 1
+        errors.seek(0)
+        assert "The vLLM engine stopped" in errors.read()
+    assert finished <= part.read_bytes().count(b"\n") < ROWS
+
+
+def _start(work: Path, output: str, *options: str, stderr: Any = None) -> "subprocess.Popen[bytes]":
     """Start a run that is slow enough to be interrupted: two rows at a time, without drafts."""
     command = [sys.executable, "-m", "vllm_dare.cli.app", "generate", "--no-drafts"]
     command += ["--model", str(work / "model"), "--prompts", str(work / "prompts.jsonl")]
     command += ["--output", str(work / output), "--max-tokens", "400", "--max-num-seqs", "2"]
     command += ["--dtype", "float32", "--engine-args", '{"enforce_eager": true}', *options]
-    return subprocess.Popen(command, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
+    return subprocess.Popen(command, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}, stderr=stderr)
 
 
 def _rows(path: Path) -> dict[Any, dict[str, Any]]:

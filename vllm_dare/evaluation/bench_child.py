@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Self
 
 from vllm_dare.engine.orphans import descendants, end_with_run
@@ -20,11 +19,11 @@ from vllm_dare.generation.engine import start_llm, stop_engine
 from vllm_dare.generation.meter import Meter
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import SamplingSettings
+from vllm_dare.generation.watch import EngineStoppedError
 
 # At least so many rows, of at most so many tokens: DARE's draft budget learns from its first steps.
 _WARM_UP_ROWS, _WARM_UP_TOKENS = 8, 128
 _PROGRESS_SECONDS = 0.5
-_WATCH_SECONDS, _GRACE_SECONDS = 1.0, 5.0  # the grace lets an engine that can tell why it stopped do so
 _ENGINE_STOPPED = "The engine stopped while it was measured; its last words are in the JSON file."
 _RESET_TRIES, _RESET_SECONDS = 50, 0.1
 
@@ -76,8 +75,6 @@ class Engine:
         self._rows = list(read_prompts(Path(task.prompts), task.limit))
         start = time.monotonic()
         self._llm = start_llm(task.llm_args)
-        self._stopping = Event()
-        Thread(target=self._watch, daemon=True).start()
         prepared = self._llm.collective_rpc("bench_prepare", args=(task.pool,))[0]
         emit("started", start_seconds=time.monotonic() - start, **prepared)
 
@@ -93,16 +90,7 @@ class Engine:
     def finish(self) -> None:
         """Tell what memory the engine took, and stop it."""
         self._emit("memory", peak_bytes=peak_memory())
-        self._stopping.set()
         stop_engine(self._llm)
-
-    def _watch(self) -> None:
-        """End this process when its engine was killed (out of memory, say): vLLM would wait on for ever."""
-        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
-        while not self._stopping.wait(_WATCH_SECONDS):
-            if getattr(resources, "engine_dead", False) and not self._stopping.wait(_GRACE_SECONDS):
-                self._emit("failed", reason=_ENGINE_STOPPED)
-                os._exit(1)
 
     def _measure(self, cell: Cell, rows: Sequence[PromptRow]) -> None:
         self._warm_up(cell, rows)
@@ -133,7 +121,7 @@ class Engine:
 
     def _run(self, cell: Cell, rows: Sequence[PromptRow]) -> Iterator[tuple[dict[str, Any], float]]:
         """Each output row with the seconds from its being sent to its being whole."""
-        from vllm_dare.generation.runner import EngineStoppedError, Runner
+        from vllm_dare.generation.runner import Runner
 
         sent: dict[Any, float] = {}
 
@@ -144,11 +132,8 @@ class Engine:
 
         sampling = SamplingSettings(temperature=cell.temperature, **self._task.sampling)
         runner = Runner(self._llm, sampling, lambda: False, window=cell.concurrency)
-        try:
-            for row in runner.run(sending()):
-                yield row, time.perf_counter() - sent[row["id"]]
-        except EngineStoppedError as error:  # its own sentence is about a batch that can be gone on with
-            raise DareError(_ENGINE_STOPPED) from error
+        for row in runner.run(sending()):
+            yield row, time.perf_counter() - sent[row["id"]]
 
     def _reset(self) -> None:
         """Nothing of an earlier cell, which had the same prompts, may help this one."""
@@ -175,6 +160,8 @@ def _peak_resident(pid: int) -> int:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, EngineStoppedError):  # its own sentence is about a batch that can be gone on with
+        return _ENGINE_STOPPED
     lines = str(error).splitlines() or [""]
     return lines[0] if isinstance(error, DareError) else f"{type(error).__name__}: {lines[0]}"
 

@@ -9,6 +9,7 @@ from vllm_dare.engine.orphans import tie_engine_to_this_process
 from vllm_dare.engine.preload import preload_for_cpu
 from vllm_dare.errors import DareError
 from vllm_dare.generation.settings import EngineSettings
+from vllm_dare.generation.watch import watch_engine
 
 
 def check_pool(pool: Path, model: str, learn: bool = False) -> None:
@@ -69,6 +70,7 @@ def start_llm(arguments: Mapping[str, Any]) -> Any:
         ) from None
     try:
         llm = LLM(**arguments)
+        watch_engine(llm)
         _warm_up(llm)
     except DareError:
         raise

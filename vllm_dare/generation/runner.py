@@ -13,16 +13,13 @@ from vllm_dare.config import DareConfig
 from vllm_dare.errors import DareError, RequestError
 from vllm_dare.generation.prompts import PromptRow, id_key
 from vllm_dare.generation.settings import SamplingSettings
+from vllm_dare.generation.watch import EngineStoppedError
 from vllm_dare.request import RequestOptions
 
 _WAITING_PER_SEAT = 4  # so many rows wait for each seat in the batch: the queue never runs dry
 _FEED = 64  # rows tokenised between two steps, so that finished rows are not held up
 _REQUEST_DEFAULTS = DareConfig()
 _HOPELESS = 100  # as many first rows that all fail say that the settings are wrong, not the rows
-
-
-class EngineStoppedError(DareError):
-    """The engine died; what was finished before is in the output."""
 
 
 class Runner:
@@ -74,8 +71,8 @@ class Runner:
         """Give the row to the engine; a row that the engine refuses comes back as an error."""
         try:
             (request_id,) = self._request(row)
-        except EngineDeadError as error:
-            raise _engine_stopped(error) from None
+        except EngineDeadError:
+            raise EngineStoppedError from None
         except Exception as error:  # whatever a chat template or an image's server comes up with
             yield _error_row(row, _reason(row, error))
         else:
@@ -91,10 +88,10 @@ class Runner:
     def _step(self) -> Iterator[dict[str, Any]]:
         try:
             outputs = self._llm.llm_engine.step()
-        except EngineDeadError as error:
+        except EngineDeadError:
             if self._stopped():  # Ctrl-C on a terminal reaches the engine's processes too
                 return
-            raise _engine_stopped(error) from None
+            raise EngineStoppedError from None
         for output in outputs:
             if output.finished:
                 yield _output_row(self._pending.pop(output.request_id), output)
@@ -162,10 +159,3 @@ def _error_row(row: PromptRow, reason: str) -> dict[str, Any]:
         "token_ids": [],
         "error": reason,
     }
-
-
-def _engine_stopped(error: Exception) -> EngineStoppedError:
-    return EngineStoppedError(
-        f"The vLLM engine stopped ({error or type(error).__name__}; its own message is above); finished rows "
-        "are kept, run the same command again to go on."
-    )

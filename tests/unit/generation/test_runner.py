@@ -8,8 +8,9 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from vllm_dare.generation.prompts import PromptRow
-from vllm_dare.generation.runner import EngineStoppedError, Runner
+from vllm_dare.generation.runner import Runner
 from vllm_dare.generation.settings import SamplingSettings
+from vllm_dare.generation.watch import EngineStoppedError
 
 MESSAGES = [{"role": "user"}]
 
