@@ -11,6 +11,7 @@ import numpy as np
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
+from vllm_dare.pool.live_known import KnownTexts
 from vllm_dare.pool.lock import is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
@@ -111,6 +112,12 @@ class LiveStore:
         self._max_tokens = max_tokens
         self._sealed_tokens = min(max_tokens // _SEALED_SHARE, _MAX_SEALED_TOKENS)
         self._seen: tuple[int, ...] | None = None
+        self._known = KnownTexts(lambda name: self._documents([name]))
+
+    @property
+    def num_known(self) -> int:
+        """How many documents were not added because their group had them already."""
+        return self._known.num_known
 
     def read(self, before: FrozenText | None = None) -> FrozenText:
         """What is on disk now.
@@ -140,7 +147,7 @@ class LiveStore:
         return self._signature() != self._seen
 
     def freeze(self, documents: Sequence[LiveDocument]) -> None:
-        """Add documents; once this returns, they survive a crash.
+        """Add documents that their group has not yet; once this returns, they survive a crash.
 
         Raises:
             OSError: the disk is full, or the directory cannot be written to any more.
@@ -148,9 +155,11 @@ class LiveStore:
         """
         with locked(self.directory):
             try:
-                manifest = self._added(read_manifest(self.directory), documents)
-                sync_directory(self.directory / SEGMENTS_DIRECTORY)
-                write_manifest(self.directory, manifest)
+                manifest = read_manifest(self.directory)
+                if new := self._known.leave_out(documents, manifest):
+                    manifest = self._added(manifest, new)
+                    sync_directory(self.directory / SEGMENTS_DIRECTORY)
+                    write_manifest(self.directory, manifest)
             finally:
                 with suppress(OSError, PoolError):
                     _clean(self.directory)

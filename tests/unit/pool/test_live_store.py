@@ -100,6 +100,51 @@ def test_many_freezes_leave_few_segments_and_every_document_once(tmp_path: Path)
     assert not leftovers(live)
 
 
+def long(number: int, group: str | None = "g", provenance: Provenance = "strict") -> LiveDocument:
+    """A document so long that it is not written twice by chance."""
+    tokens = document(number).tokens
+    return LiveDocument(np.concatenate((tokens, np.arange(40, 100, dtype=np.int32))), group, provenance)
+
+
+def test_the_texts_of_a_batch_that_runs_again_are_kept_once(tmp_path: Path) -> None:
+    batch = [long(1), long(2), long(2, "h"), long(3, None)]
+    open_store(tmp_path).freeze(batch)
+    before = (tmp_path / "live" / "manifest.json").read_bytes()
+    again = open_store(tmp_path)
+    again.freeze(batch)
+    assert again.num_known == 4
+    assert (tmp_path / "live" / "manifest.json").read_bytes() == before
+    again.freeze([long(4), long(4), *batch])
+    assert again.num_known == 9
+    assert stored(tmp_path / "live") == {1: 1, 2: 1, 4: 1}
+    assert stored(tmp_path / "live", "h") == {2: 1}
+    assert stored(tmp_path / "live", None) == {1: 1, 2: 2, 3: 1, 4: 1}
+
+
+def test_a_text_of_another_group_or_provenance_is_another_one(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for one in (long(1), long(1, "h"), long(1, "g", "relaxed")):
+        store.freeze([one])
+    assert stored(tmp_path / "live") == {1: 2}
+    assert stored(tmp_path / "live", "h") == {1: 1}
+    assert store.num_known == 0
+
+
+def test_how_often_a_short_text_is_written_counts(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.freeze([document(1), document(1)])
+    store.freeze([document(1)])
+    assert stored(tmp_path / "live") == {1: 3}
+
+
+def test_a_text_that_made_room_for_others_is_learned_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path, max_tokens=100)
+    for number in (1, 2, 1):
+        store.freeze([long(number)])
+    assert stored(tmp_path / "live") == {1: 1}
+    assert store.num_known == 0
+
+
 def test_relaxed_text_has_segments_of_its_own(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for number in range(6):
