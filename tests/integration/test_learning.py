@@ -127,7 +127,7 @@ def test_generate_learns(demo_model: str, demo_prompts: list[dict[str, Any]], tm
     command += ["--engine-args", '{"enforce_eager": true, "kv_cache_memory_bytes": 200000000}']
     subprocess.run(command, cwd=tmp_path, check=True)
     learned = json.loads((tmp_path / "out.json").read_text())["learned"]
-    assert learned["documents"] == 8
+    assert (learned["documents"], learned["known"], learned["failure"]) == (8, 0, None)
     with RetrievalPool.open(tmp_path / "pool" / "live") as live:
         live.verify()
         assert sum(info.num_tokens for info in live.manifest.segments.values()) == 2 * learned["tokens"]

@@ -59,15 +59,16 @@ class Learner:
         self._config = config
         self._vocab_size = pool.tokenizer.vocab_size
         self.errors = 0
+        self._failure: str | None = None
         has_global = bool(pool.manifest.global_segments)
-        store = LiveStore(
+        self._store = LiveStore(
             prepare_live(pool.directory, pool.tokenizer, verify=False),
             pool.tokenizer,
             has_global=has_global,
             max_tokens=frozen_share(config.max_tokens),
         )
         self._keeper = LiveKeeper(
-            store, has_global=has_global, max_tokens=config.max_tokens, on_stop=self._stopped
+            self._store, has_global=has_global, max_tokens=config.max_tokens, on_stop=self._stopped
         )
         self.live: LivePool = self._keeper.live
 
@@ -94,6 +95,15 @@ class Learner:
         """Write what is not on disk yet."""
         self._keeper.close()
 
+    def outcome(self) -> dict[str, Any]:
+        """How learning went so far.
+
+        Returns:
+            ``known``, how many texts were not kept because their group had them already, and ``failure``,
+            what went wrong first, as a clause; None if nothing did.
+        """
+        return {"known": self._store.num_known, "failure": self._failure}
+
     def _document(self, written: Written) -> LiveDocument | None:
         if written.relaxed and not self._config.learn_relaxed:
             return None
@@ -104,6 +114,7 @@ class Learner:
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
+        self._failure = self._failure or f"a text could not be learned ({_reason(error)})"
         if self.errors == 1:
             logger.error(
                 "vllm-dare: a text could not be learned (further ones are counted, not logged): %s: %s",
@@ -113,12 +124,18 @@ class Learner:
 
     def _stopped(self, error: Exception) -> None:
         self.errors += 1
+        self._failure = self._failure or f"{self._store.directory} could not be written ({_reason(error)})"
         logger.error(
             "vllm-dare: until the next start, what is learned is neither written to disk nor read from it; "
             "the latest text is kept in memory: %s: %s",
             type(error).__name__,
             error,
         )
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.rstrip(".")
 
 
 def _output(written: Written, vocab_size: int) -> np.ndarray | None:

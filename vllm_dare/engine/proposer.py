@@ -133,6 +133,11 @@ class DareProposer:
                 self._states.clear()
             self._learner.close()
 
+    def end_learning(self) -> dict[str, Any] | None:
+        """As `close`, and tell how learning went, see `Learner.outcome`; None where nothing is learned."""
+        self.close()
+        return self._learner.outcome() if self._learner is not None and self._drafts_here else None
+
     def rules_of_batch(self) -> Sequence[RequestRule]:
         """The acceptance rule of every request in the running batch, in batch order."""
         return [self._state(request_id).rule for request_id in self._runner.input_batch.req_ids]

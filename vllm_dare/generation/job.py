@@ -14,7 +14,7 @@ from vllm_dare.generation.engine import check_model, check_pool, start_engine, s
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
-from vllm_dare.generation.learned import Learned, learned_since, learned_so_far
+from vllm_dare.generation.learned import Learned, end_learning, learned_since, learned_so_far
 from vllm_dare.generation.meter import Figures, Meter
 from vllm_dare.generation.output import (
     CompleteRows,
@@ -206,9 +206,10 @@ def _fill(job: Job, file: OutputFile, total: int, console: Console, interruption
     try:
         run = _Run(job, file, llm, interruption, console=console, total=total, earlier=earlier)
         outcome = run.outcome(sample, todo, baseline)
+        end = end_learning(llm, job.engine)
     finally:
         stop_engine(llm)
-    return replace(outcome, learned=learned_since(known, job.engine))
+    return replace(outcome, learned=learned_since(known, job.engine, end))
 
 
 class _Run:

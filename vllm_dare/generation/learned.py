@@ -1,6 +1,8 @@
 """What a run has added to the text that its pool has learned."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_dare.errors import PoolError
 from vllm_dare.generation.settings import EngineSettings
@@ -12,10 +14,14 @@ class Learned:
 
     Attributes:
         documents, tokens: how many, each counted once.
+        known: how many texts were not kept because their group had them already.
+        failure: what went wrong, as a clause; None if nothing did.
     """
 
     documents: int
     tokens: int
+    known: int = 0
+    failure: str | None = None
 
 
 def learned_so_far(engine: EngineSettings) -> Learned | None:
@@ -33,9 +39,26 @@ def learned_so_far(engine: EngineSettings) -> Learned | None:
     return Learned(summary.num_documents, summary.num_tokens)
 
 
-def learned_since(before: Learned | None, engine: EngineSettings) -> Learned | None:
-    """What has come since: other engines' text counts too, and what made room for it is taken off."""
+def end_learning(llm: Any, engine: EngineSettings) -> Mapping[str, Any]:
+    """Have the engine write down what it has learned; returns how that went, see `Learner.outcome`."""
+    if not engine.learn:
+        return {}
+    try:
+        answers = llm.collective_rpc("dare_end_learning")
+    except Exception as error:  # learning may fail, the run may not
+        return {"failure": f"the engine could not be asked about it ({error})"}
+    return next((answer for answer in answers if answer is not None), {})
+
+
+def learned_since(before: Learned | None, engine: EngineSettings, end: Mapping[str, Any]) -> Learned | None:
+    """What has come since: other engines' text counts too, and what made room for it is taken off.
+
+    Args:
+        before: from `learned_so_far`.
+        engine: the engine's settings.
+        end: from `end_learning`.
+    """
     now = learned_so_far(engine)
     if before is None or now is None:
         return None
-    return Learned(max(now.documents - before.documents, 0), max(now.tokens - before.tokens, 0))
+    return Learned(max(now.documents - before.documents, 0), max(now.tokens - before.tokens, 0), **end)

@@ -57,7 +57,7 @@ class EngineSettings:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _OWN_ENGINE_ARGS:
+        for name in (*_OWN_ENGINE_ARGS, *(("worker_extension_cls",) if self.learn else ())):
             if name in self.engine_args:
                 raise ConfigError(f"--engine-args may not contain {name!r}: vllm-dare sets it itself.")
         if self.learn and self.pool is None:
@@ -83,6 +83,8 @@ class EngineSettings:
                 "num_speculative_tokens": self.draft_tokens,
             }
             arguments["additional_config"] = {"dare": self._dare_config()}
+        if self.learn:
+            arguments["worker_extension_cls"] = "vllm_dare.engine.learning_worker.LearningWorker"
         return arguments
 
     def _dare_config(self) -> dict[str, Any]:

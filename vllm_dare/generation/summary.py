@@ -29,7 +29,10 @@ def outcome_table(outcome: Outcome) -> Table:
         if figures[name] is not None:
             table.add_row(label, form.format(figures[name]))
     if (learned := outcome.learned) is not None:
-        table.add_row("learned", f"{learned.documents} documents, {learned.tokens} tokens")
+        text = f"{learned.documents} documents, {learned.tokens} tokens"
+        table.add_row("learned", text + _aside(learned.known, "known before"))
+        if learned.failure is not None:
+            table.add_row("not learned", f"{learned.failure}; mend that, so that the next run can learn")
     return table
 
 

@@ -105,6 +105,8 @@ def test_a_failure_is_counted_and_logged_once(pool: RetrievalPool, monkeypatch: 
     assert learner.errors == 2
     assert len(said) == 1
     assert "TypeError" in said[0]
+    failure = learner.outcome()["failure"]
+    assert failure.startswith("a text could not be learned (") and "NoneType" in failure
 
 
 def test_a_pool_that_has_gone_ends_learning_on_disk_with_one_sentence(
@@ -122,3 +124,14 @@ def test_a_pool_that_has_gone_ends_learning_on_disk_with_one_sentence(
     assert len(said) == 1
     assert "No such file" in said[0]
     assert texts(learner) == [[10, 11]]
+    failure = f"{live} could not be written (No such file or directory)"
+    assert learner.outcome() == {"known": 0, "failure": failure}
+
+
+def test_what_was_known_before_is_counted(pool: RetrievalPool) -> None:
+    text = list(range(10, 60)) * 2
+    for known in (0, 1):
+        learner = Learner(LiveConfig(), pool)
+        learner.learn([written([*text, 9], max_tokens=200)])
+        learner.close()
+        assert learner.outcome() == {"known": known, "failure": None}

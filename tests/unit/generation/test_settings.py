@@ -29,6 +29,13 @@ def test_a_run_may_learn(tmp_path: Path) -> None:
     assert settings.llm_args()["additional_config"]["dare"]["live"] == {}
 
 
+def test_a_run_that_learns_mixes_into_the_worker_itself(tmp_path: Path) -> None:
+    own = {"worker_extension_cls": "mine.Worker"}
+    with pytest.raises(ConfigError, match="worker_extension_cls"):
+        EngineSettings("m", pool=tmp_path, learn=True, engine_args=own)
+    assert EngineSettings("m", pool=tmp_path, engine_args=own).llm_args()["worker_extension_cls"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"draft_tokens": 4}, "--learn needs --pool"), ({"pool": Path("p"), "draft_tokens": 0}, "--no-drafts")],
