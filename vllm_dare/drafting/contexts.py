@@ -9,14 +9,23 @@ next: its range in the suffix array is narrowed by the new tokens alone.
 
 from numba import njit
 
+from vllm_dare.drafting.cache import (
+    WORTH_CACHING,
+    context_key,
+    has_key,
+    read_range,
+    record_of,
+    write_range,
+)
 from vllm_dare.pool.kernels import (
-    CACHE,
+    IDENTITY,
     NUM_SUFFIXES,
     NUM_TOKENS,
     SUFFIXES,
     TOKENS,
     find,
     int32_array,
+    kernel,
     narrow,
 )
 
@@ -37,44 +46,82 @@ def is_context(position, length):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def occurrences(row, context, start, length, ranges, source, index):  # type: ignore[no-untyped-def]
-    """The range [lo, hi) of context[start:start+length] in a source.
+def occurrences(cache, row, context, start, length, ranges, source):  # type: ignore[no-untyped-def]
+    """The range [lo, hi) of the `length` tokens of a context from `start` on in a source.
 
     Args:
-        ranges: (lows, highs, depths), int64[sources, any] each: the range that is known for a context and
-            for how many of its tokens; 0 for none. Brought up to `length` tokens here.
-        index: the context's column in `ranges`.
+        cache: address of a cache, see `vllm_dare.drafting.cache`.
+        context: (tokens, hashes), see `workspace_arrays`.
+        ranges: (lows, highs, depths), int64[sources, any] each: the range that is known for a context, by
+            its start, and for how many of its tokens; 0 for none. Brought up to `length` tokens here.
     """
     lows, highs, depths = ranges
-    lo, hi, depth = lows[source, index], highs[source, index], depths[source, index]
+    lo, hi, depth = lows[source, start], highs[source, start], depths[source, start]
     if depth == length:
         return lo, hi
-    if depth == 0:
-        lo, hi = find(row, context, start, length)
-    elif hi > lo:
-        tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
-        suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
-        lo, hi = narrow(tokens, suffixes, lo, hi, depth, context, start + depth, length - depth)
-    lows[source, index], highs[source, index], depths[source, index] = lo, hi, length
+    if depth == 0 or hi > lo:
+        lo, hi = _search(cache, row, context, start, length, lo, hi, depth)
+        lows[source, start], highs[source, start] = lo, hi
+    depths[source, start] = length
     return lo, hi
 
 
-@njit(cache=CACHE, nogil=True)
-def longest_match(row, context, base, known, ranges, source):  # type: ignore[no-untyped-def]
+@kernel
+def _search(cache, row, context, start, length, lo, hi, depth):  # type: ignore[no-untyped-def]
+    """`occurrences` of a context whose first `depth` tokens occur in [lo, hi)."""
+    tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
+    suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
+    if depth == 0 or hi - lo >= WORTH_CACHING:
+        key = context_key(context[1], start, start + length, row[IDENTITY])
+        record = record_of(cache, key)
+        if has_key(record, key):
+            return read_range(record)
+        if depth == 0:
+            lo, hi, depth = _search_prefix(cache, row, context, start, length)
+        if depth < length:
+            lo, hi = narrow(tokens, suffixes, lo, hi, depth, context[0], start + depth, length - depth)
+        if hi - lo >= WORTH_CACHING:
+            write_range(record, key, lo, hi)
+        return lo, hi
+    return narrow(tokens, suffixes, lo, hi, depth, context[0], start + depth, length - depth)
+
+
+@kernel
+def _search_prefix(cache, row, context, start, length):  # type: ignore[no-untyped-def]
+    """The range of a context's first tokens, as many as the cache knows, and how many these are.
+
+    Most contexts that are met for the first time begin with tokens that are not.
+    """
+    for depth in range(min(length - 1, 4), 1, -1):
+        key = context_key(context[1], start, start + depth, row[IDENTITY])
+        record = record_of(cache, key)
+        if has_key(record, key):
+            lo, hi = read_range(record)
+            return lo, hi, depth
+    depth = min(length, 2)
+    lo, hi = find(row, context[0], start, depth)
+    if hi - lo >= WORTH_CACHING:
+        key = context_key(context[1], start, start + depth, row[IDENTITY])
+        write_range(record_of(cache, key), key, lo, hi)
+    return lo, hi, depth
+
+
+@kernel
+def longest_match(cache, row, context, base, known, ranges, source):  # type: ignore[no-untyped-def]
     """The index of the longest context that occurs in a source; `known` if none does.
 
     If a context occurs, so does every shorter one. The search gallops from the longest on: where texts repeat
     each other, and where an earlier step has found out what does not occur any more, that is near.
 
     Args:
-        context: int32[...], its first `known` tokens are the last ones of the text.
-        base: the position of context[0] in the text.
+        cache, context, ranges: see `occurrences`; the first `known` tokens are the last ones of the text.
+        base: the position of the first one in the text.
     """
     absent = -1  # the last index known not to occur
     step = 1
     index = _next_context(base, 0, known)
     while index < known:
-        lo, hi = occurrences(row, context, index, known - index, ranges, source, index)
+        lo, hi = occurrences(cache, row, context, index, known - index, ranges, source)
         if hi > lo:
             break
         absent = index
@@ -88,7 +135,7 @@ def longest_match(row, context, base, known, ranges, source):  # type: ignore[no
             middle = _next_context(base, absent + 1, known)
         if middle >= present:
             return present
-        lo, hi = occurrences(row, context, middle, known - middle, ranges, source, middle)
+        lo, hi = occurrences(cache, row, context, middle, known - middle, ranges, source)
         if hi > lo:
             present = middle
         else:

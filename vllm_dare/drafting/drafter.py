@@ -1,5 +1,6 @@
 """From pool segments and requests' texts to draft chains, a whole batch at a time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -7,7 +8,34 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_dare.drafting.blend import GLOBAL, GROUP, Blend
-from vllm_dare.drafting.chain import KIND, ORIGIN, SOURCE_COLUMNS, draft_batch, memory_size, workspace_size
+from vllm_dare.drafting.cache import make_cache
+from vllm_dare.drafting.chain import (
+    BATCH,
+    DRAFTS,
+    ENDS,
+    LENGTHS,
+    LIMITS,
+    MATCHES,
+    MEMORIES,
+    NUM_ARGUMENTS,
+    NUM_SOURCES,
+    NUMBERS,
+    ORIGINS,
+    RECORDS,
+    ROWS,
+    SEEDS,
+    SIZES,
+    SURVIVALS,
+    TABLES,
+    TEXT_BYTES,
+    TEXTS,
+    VOCAB_SIZE,
+    WIDTH,
+    WORKSPACE,
+    draft_batch,
+)
+from vllm_dare.drafting.counting import KIND, ORIGIN, SOURCE_COLUMNS
+from vllm_dare.drafting.scratch import memory_size, workspace_size
 from vllm_dare.pool.kernels import NUM_COLUMNS, segment_row
 from vllm_dare.pool.live import LivePool, LiveRun
 from vllm_dare.pool.pool import RetrievalPool
@@ -22,7 +50,7 @@ class Memory:
     """What look-ups carry from one step of a request to the next.
 
     Attributes:
-        words: int64[memory_size], see `vllm_dare.drafting.chain.memory_size`.
+        words: int64[memory_size], see `vllm_dare.drafting.scratch.memory_size`.
         address: where they are.
     """
 
@@ -89,6 +117,26 @@ class Sources:
 
 
 @dataclass(frozen=True, eq=False)
+class Batch:
+    """The requests of a step; most steps have the same ones as the step before. `Drafter.batch` makes one.
+
+    Attributes:
+        sources, memories: kept here, so that the arrays whose addresses follow stay.
+        rows, tables, num_sources, memory_addresses, seeds: int64[batch], see `draft_batch`.
+        ends: int32[batch], the same.
+    """
+
+    sources: tuple[Sources, ...]
+    memories: tuple[Memory, ...]
+    rows: npt.NDArray[np.int64]
+    tables: npt.NDArray[np.int64]
+    num_sources: npt.NDArray[np.int64]
+    memory_addresses: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
 class Drafts:
     """The chains of a batch; what lies beyond a chain's length is undefined.
 
@@ -106,6 +154,18 @@ class Drafts:
     lengths: npt.NDArray[np.int64]
     origins: npt.NDArray[np.int8]
     matches: npt.NDArray[np.int16]
+
+    @classmethod
+    def empty(cls, batch: int, max_drafts: int) -> "Drafts":
+        """Room for chains."""
+        shape = (batch, max_drafts)
+        return cls(
+            np.empty(shape, dtype=np.int32),
+            np.empty(shape, dtype=np.float32),
+            np.zeros(batch, dtype=np.int64),
+            np.empty(shape, dtype=np.int8),
+            np.empty(shape, dtype=np.int16),
+        )
 
 
 class Drafter:
@@ -131,7 +191,14 @@ class Drafter:
         self._numbers = (pool.blend if pool is not None else Blend.default()).numbers()
         self._live = live
         self._live_version = 0
-        self._workspace = np.empty(0, dtype=np.int64)
+        self._cache = make_cache()
+        # What the kernel is given, see `draft_batch`, and the arrays that it has the addresses of.
+        self._arguments = np.zeros(NUM_ARGUMENTS, dtype=np.int64)
+        self._address = self._arguments.ctypes.data
+        self._token_ids = np.empty((0, 0), dtype=np.int32)
+        self._batch: Batch | None = None
+        self._workspace = self._sizes = self._limits = np.empty(0, dtype=np.int64)
+        self._drafts = Drafts.empty(0, max_drafts)
         # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
 
@@ -159,73 +226,110 @@ class Drafter:
         self._sources[group] = sources
         return sources
 
+    def batch(
+        self,
+        rows: Sequence[int],
+        sources: Sequence[Sources],
+        seeds: Sequence[int] | None = None,
+        ends: Sequence[int] | None = None,
+        memories: Sequence[Memory] | None = None,
+    ) -> Batch:
+        """The requests to draft for.
+
+        Args:
+            rows: each request's row in the `token_ids` that `draft` is given.
+            sources: for each, from `sources()`.
+            seeds: see `draft_chain`; None drafts the likeliest tokens for all.
+            ends: the token to draft where documents end, below 0 for none; None drafts none. vLLM gains
+                nothing by it: the step that verifies a text's last token writes the end token too.
+            memories: for each request its own `Sources.memory()`, which carries what was found from one step
+                to the next; the drafts are the same without. None begins with empty ones.
+        """
+        if memories is None:
+            memories = [one.memory() for one in sources]
+        return Batch(
+            tuple(sources),
+            tuple(memories),
+            np.array(rows, dtype=np.int64),
+            np.array([one.address for one in sources], dtype=np.int64),
+            np.array([len(one.segments) for one in sources], dtype=np.int64),
+            np.array([memory.address for memory in memories], dtype=np.int64),
+            np.zeros(len(rows), dtype=np.int64) if seeds is None else np.array(seeds, dtype=np.int64),
+            np.full(len(rows), -1, dtype=np.int32) if ends is None else np.array(ends, dtype=np.int32),
+        )
+
     def draft(
         self,
         token_ids: npt.NDArray[np.int32],
-        rows: npt.NDArray[np.int64],
+        batch: Batch,
         sizes: npt.NDArray[np.int64],
         limits: npt.NDArray[np.int64],
-        sources: list[Sources],
-        seeds: npt.NDArray[np.int64] | None = None,
-        ends: npt.NDArray[np.int32] | None = None,
-        memories: list[Memory] | None = None,
     ) -> Drafts:
         """Draft for the requests of a batch.
 
         Args:
-            token_ids: int32[any, max_model_len], texts, as vLLM keeps them.
-            rows: int64[batch], each request's row in `token_ids`.
-            sizes: int64[batch], the number of tokens of its text so far, prompt and output.
-            limits: int64[batch], the longest chain allowed for it; cut to `max_drafts`.
-            sources: for each request, from `sources()`.
-            seeds: int64[batch], see `draft_chain`; None drafts the likeliest tokens for all.
-            ends: int32[batch], the token to draft where documents end, below 0 for none; None drafts none.
-                vLLM gains nothing by it: the step that verifies a text's last token writes the end token too.
-            memories: for each request its own `Sources.memory()`, which carries what was found from one step
-                to the next; the drafts are the same without. None looks everything up anew.
+            token_ids: int32[any, max_model_len], texts, as vLLM keeps them; the same array from call to call
+                is cheapest.
+            batch: the requests; the same object from call to call is cheapest.
+            sizes: int64[batch], the number of tokens of each text so far, prompt and output.
+            limits: int64[batch], the longest chain allowed for each; cut to `max_drafts`.
+
+        Returns:
+            The chains; the next call overwrites them.
 
         Raises:
             TypeError: `token_ids` is not a C-contiguous int32 array, which the kernels could only misread.
         """
+        if batch is not self._batch or token_ids is not self._token_ids:
+            self._point_at(token_ids, batch)
+        self._sizes[:] = sizes
+        self._limits[:] = limits
+        draft_batch(self._address)
+        return self._drafts
+
+    def _point_at(self, token_ids: npt.NDArray[np.int32], batch: Batch) -> None:
+        """Tell the kernel where everything is."""
         if token_ids.dtype != np.int32 or not token_ids.flags.c_contiguous:
             raise TypeError(f"token_ids must be C-contiguous int32, not {token_ids.dtype}")
-        batch = len(rows)
-        widths = [len(one.segments) for one in sources]
-        if memories is None:
-            memories = [one.memory() for one in sources]
-        drafts = Drafts(
-            np.empty((batch, self.max_drafts), dtype=np.int32),
-            np.empty((batch, self.max_drafts), dtype=np.float32),
-            np.empty(batch, dtype=np.int64),
-            np.empty((batch, self.max_drafts), dtype=np.int8),
-            np.empty((batch, self.max_drafts), dtype=np.int16),
-        )
-        words = workspace_size(max(widths, default=0), self.max_drafts)
+        self._token_ids, self._batch = token_ids, batch
+        number = len(batch.rows)
+        if len(self._sizes) != number:
+            self._sizes, self._limits = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
+            self._drafts = Drafts.empty(number, self.max_drafts)
+        words = workspace_size(int(batch.num_sources.max(initial=0)), self.max_drafts)
         if self._workspace.size < words:
             self._workspace = np.empty(words, dtype=np.int64)
-        draft_batch(
-            self._workspace,
-            np.array([memory.address for memory in memories], dtype=np.int64),
-            np.array([one.address for one in sources], dtype=np.int64),
-            np.array(widths, dtype=np.int64),
-            self._numbers,
-            token_ids,
-            rows,
-            sizes,
-            np.minimum(limits, self.max_drafts),
-            np.zeros(batch, dtype=np.int64) if seeds is None else seeds,
-            np.full(batch, -1, dtype=np.int32) if ends is None else ends,
-            self.vocab_size,
-            drafts.tokens,
-            drafts.survivals,
-            drafts.lengths,
-            drafts.origins,
-            drafts.matches,
-        )
-        return drafts
+        drafts = self._drafts
+        for word, value in (
+            (BATCH, number),
+            (WIDTH, self.max_drafts),
+            (VOCAB_SIZE, self.vocab_size),
+            (TEXT_BYTES, token_ids.strides[0]),
+        ):
+            self._arguments[word] = value
+        for word, array in (
+            (WORKSPACE, self._workspace),
+            (RECORDS, self._cache),
+            (NUMBERS, self._numbers),
+            (TEXTS, token_ids),
+            (ROWS, batch.rows),
+            (SIZES, self._sizes),
+            (LIMITS, self._limits),
+            (SEEDS, batch.seeds),
+            (ENDS, batch.ends),
+            (TABLES, batch.tables),
+            (NUM_SOURCES, batch.num_sources),
+            (MEMORIES, batch.memory_addresses),
+            (DRAFTS, drafts.tokens),
+            (SURVIVALS, drafts.survivals),
+            (LENGTHS, drafts.lengths),
+            (ORIGINS, drafts.origins),
+            (MATCHES, drafts.matches),
+        ):
+            self._arguments[word] = array.ctypes.data
 
     def compile(self) -> None:
         """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
         text = np.zeros((1, 4), dtype=np.int32)
         one = np.ones(1, dtype=np.int64)
-        self.draft(text, one - 1, one * 4, one, [self.sources(None)])
+        self.draft(text, self.batch([0], [self.sources(None)]), 4 * one, one)

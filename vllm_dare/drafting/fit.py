@@ -16,15 +16,12 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_dare.drafting.blend import CURVE_POINTS, NUM_TRUST, Blend
-from vllm_dare.drafting.chain import (
-    NUM_CONTEXTS,
-    SKIP_FROM,
-    SKIP_TO,
-    draft_chain,
-    workspace_size,
-)
+from vllm_dare.drafting.cache import make_cache
+from vllm_dare.drafting.chain import NUM_CONTEXTS, draft_chain
+from vllm_dare.drafting.counting import SKIP_FROM, SKIP_TO
 from vllm_dare.drafting.drafter import Sources
-from vllm_dare.pool.kernels import CACHE, find, float64_array, int32_array, int64_array
+from vllm_dare.drafting.scratch import workspace_size
+from vllm_dare.pool.kernels import CACHE, array_at, find, int32_array
 from vllm_dare.pool.live import LiveRun
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import SEPARATOR, Segment
@@ -63,12 +60,13 @@ def fit_blend(pool: RetrievalPool, max_documents: int = _MAX_DOCUMENTS) -> Blend
     if len(documents) < 2:
         return None
     default = Blend.default()
-    traces = [_trace(document, default) for document in documents]
+    cache = make_cache()
+    traces = [_trace(document, cache, default) for document in documents]
     places = np.concatenate([places for places, _ in traces])
     shares = np.concatenate([shares for _, shares in traces])
     trust = _estimate_trust(places, shares, default.trust, pool.tokenizer.vocab_size)
     as_they_are = Blend(trust, np.linspace(0.0, 1.0, CURVE_POINTS))  # a curve that leaves scores alone
-    guesses = [_guess(document, as_they_are, pool.tokenizer.vocab_size) for document in documents]
+    guesses = [_guess(document, cache, as_they_are, pool.tokenizer.vocab_size) for document in documents]
     scores = np.concatenate([scores for scores, _ in guesses])
     right = np.concatenate([right for _, right in guesses])
     return Blend(trust, _estimate_curve(scores, right, default.curve))
@@ -111,7 +109,7 @@ def _place(
 
 
 @njit(cache=CACHE, nogil=True)
-def _predict(workspace, memory, table, numbers, text, vocab_size, trace, places, shares):  # type: ignore[no-untyped-def]
+def _predict(workspace, memory, cache, table, numbers, text, vocab_size, trace, places, shares):  # type: ignore[no-untyped-def]
     """Predict every token of a text but the first.
 
     Args:
@@ -126,8 +124,9 @@ def _predict(workspace, memory, table, numbers, text, vocab_size, trace, places,
         found = draft_chain(
             workspace.ctypes.data,
             memory.ctypes.data,
-            int64_array(table.ctypes.data, table.size).reshape(table.shape),
-            float64_array(numbers.ctypes.data, numbers.size),
+            cache.ctypes.data,
+            array_at(table.ctypes.data, table.shape, np.int64),
+            array_at(numbers.ctypes.data, numbers.shape, np.float64),
             int32_array(text.ctypes.data, text.size),
             size,
             1,
@@ -147,7 +146,12 @@ def _predict(workspace, memory, table, numbers, text, vocab_size, trace, places,
 
 
 def _run(
-    document: _Held, blend: Blend, vocab_size: int, trace: npt.NDArray[np.float64], width: int
+    document: _Held,
+    cache: npt.NDArray[np.int64],
+    blend: Blend,
+    vocab_size: int,
+    trace: npt.NDArray[np.float64],
+    width: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     text = document.tokens[:_MAX_TOKENS]
     places = np.full((len(text) - 1, width), -1, dtype=np.int32)
@@ -155,25 +159,28 @@ def _run(
     num_sources = len(document.table)
     workspace = np.empty(workspace_size(num_sources, 1), dtype=np.int64)
     memory = document.sources.memory().words
-    _predict(workspace, memory, document.table, blend.numbers(), text, vocab_size, trace, places, shares)
+    numbers = blend.numbers()
+    _predict(workspace, memory, cache, document.table, numbers, text, vocab_size, trace, places, shares)
     return places, shares
 
 
-def _trace(document: _Held, blend: Blend) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _trace(
+    document: _Held, cache: npt.NDArray[np.int64], blend: Blend
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """For each token but the first, all contexts before it.
 
     Returns:
         int32[n - 1, NUM_CONTEXTS], places in the trust table, longest context first, -1 after the last;
         and float32[n - 1, NUM_CONTEXTS], the share of the token among what followed each.
     """
-    return _run(document, blend, 0, np.zeros((NUM_CONTEXTS, 2)), NUM_CONTEXTS)
+    return _run(document, cache, blend, 0, np.zeros((NUM_CONTEXTS, 2)), NUM_CONTEXTS)
 
 
 def _guess(
-    document: _Held, blend: Blend, vocab_size: int
+    document: _Held, cache: npt.NDArray[np.int64], blend: Blend, vocab_size: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """The score of the leading token at each position where there is one, and whether it is right."""
-    guessed, scores = _run(document, blend, vocab_size, np.zeros((0, 2)), 1)
+    guessed, scores = _run(document, cache, blend, vocab_size, np.zeros((0, 2)), 1)
     # A document's end is guessed as the token beyond the vocabulary.
     actual = np.where(document.tokens[:_MAX_TOKENS] == SEPARATOR, vocab_size, document.tokens[:_MAX_TOKENS])[
         1:

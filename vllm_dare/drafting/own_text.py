@@ -4,9 +4,7 @@ A hash chain links every position to the previous one with the same token, so th
 least one token are visited. It is extended as the text grows.
 """
 
-from numba import njit
-
-from vllm_dare.pool.kernels import CACHE
+from vllm_dare.pool.kernels import kernel
 
 # Number of hash slots; a power of two, so that a mask replaces the division.
 SLOTS = 1024
@@ -17,7 +15,7 @@ WINDOW = 8192
 MAX_PLACES = 128
 
 
-@njit(cache=CACHE, nogil=True)
+@kernel
 def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untyped-def]
     """Link the positions [begin, end) of `text` to those before them.
 
@@ -32,7 +30,7 @@ def index_own_text(text, begin, end, slots, previous):  # type: ignore[no-untype
         slots[slot] = position
 
 
-@njit(cache=CACHE, nogil=True)
+@kernel
 def match_own_text(text, begin, end, slots, previous, context, size, max_match, places, lengths):  # type: ignore[no-untyped-def]
     """Where context[:size]'s last tokens occurred in text[begin:end].
 

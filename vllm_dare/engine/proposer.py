@@ -15,7 +15,7 @@ from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import kind_of
-from vllm_dare.drafting.drafter import Drafter, Memory, Sources
+from vllm_dare.drafting.drafter import Batch, Drafter, Memory, Sources
 from vllm_dare.engine import plugin
 from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
@@ -53,25 +53,28 @@ class _Batch:
 
     Attributes:
         rows: their rows in the batch; states: what is known of each.
-        where: int64[requests], the rows; kinds, seeds: int64[requests]; whole: bool[requests], see
-            `_RequestState`.
+        drafted: the same for the drafter.
+        kinds: int64[requests]; whole: bool[requests], see `_RequestState`.
     """
 
     rows: list[int]
     states: list[_RequestState]
-    where: npt.NDArray[np.int64]
+    drafted: Batch
     kinds: npt.NDArray[np.int64]
-    seeds: npt.NDArray[np.int64]
     whole: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: list[int], states: list[_RequestState]) -> "_Batch":
+    def of(cls, rows: list[int], states: list[_RequestState], drafter: Drafter) -> "_Batch":
         return cls(
             rows,
             states,
-            where=np.array(rows, dtype=np.int64),
+            drafter.batch(
+                rows,
+                [state.sources for state in states],
+                [state.seed for state in states],
+                memories=[state.memory for state in states],
+            ),
             kinds=np.array([state.kind for state in states], dtype=np.int64),
-            seeds=np.array([state.seed for state in states], dtype=np.int64),
             whole=np.array([state.sends_whole_chains for state in states]),
         )
 
@@ -182,25 +185,17 @@ class DareProposer:
         states = [self._state(request_ids[row]) for row in rows]
         batch = self._batch
         if batch is None or batch.rows != rows or batch.states != states:
-            batch = self._batch = _Batch.of(rows, states)
+            batch = self._batch = _Batch.of(rows, states, self.drafter)
         if self._pacing is not None:
             self._end_step(self._pacing, began, batch, sampled_token_ids)
             if self._pacing.rests(states, batch.kinds, batch.whole, time.perf_counter()):
                 return proposals
-        sizes = num_tokens_no_spec[batch.where].astype(np.int64)
+        sizes = num_tokens_no_spec[batch.drafted.rows].astype(np.int64)
         # A step writes its accepted drafts and one token more.
         left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
         look_up_began = time.perf_counter()
-        drafts = self.drafter.draft(
-            token_ids_cpu,
-            batch.where,
-            sizes,
-            limits,
-            [state.sources for state in states],
-            batch.seeds,
-            memories=[state.memory for state in states],
-        )
+        drafts = self.drafter.draft(token_ids_cpu, batch.drafted, sizes, limits)
         lengths = drafts.lengths
         if self._pacing is not None:
             now = time.perf_counter()
@@ -216,7 +211,7 @@ class DareProposer:
     ) -> None:
         """Tell the draft budget about the step that has just been sampled."""
         ends = self._runner.query_start_loc.np[: len(sampled_token_ids) + 1]
-        scheduled = (ends[batch.where + 1] - ends[batch.where]).astype(np.int64)
+        scheduled = (ends[batch.drafted.rows + 1] - ends[batch.drafted.rows]).astype(np.int64)
         written = np.array([len(sampled_token_ids[row]) for row in batch.rows])
         pacing.step_ended(
             at, batch.states, batch.kinds, scheduled, written, len(sampled_token_ids), int(ends[-1])

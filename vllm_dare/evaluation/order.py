@@ -170,7 +170,7 @@ class _LearningSession:
         self._arm = arm
         self._session = session
         self._text = text
-        self.draft = session.draft
+        self.draft, self.chain = session.draft, session.chain
 
     def extend(self, tokens: Tokens) -> None:
         self._session.extend(tokens)

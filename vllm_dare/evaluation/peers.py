@@ -124,9 +124,9 @@ class _ArcticSession:
         self._arm.tree.cache.add_active_response(self._request, np.ascontiguousarray(tokens))
         self._size += len(tokens)
 
-    def draft(self, limit: int) -> Chain:
+    def draft(self, limit: int) -> list[int]:
         settings = self._arm.settings
-        found = self._arm.tree.cache.speculate(
+        self._found = self._arm.tree.cache.speculate(
             self._request,
             self._text[max(0, self._size - _TREE_DEPTH) : self._size],
             max_spec_tokens=limit,
@@ -134,6 +134,11 @@ class _ArcticSession:
             max_spec_offset=settings.offset,
             min_token_prob=settings.min_prob,
         )
+        token_ids: list[int] = self._found.token_ids
+        return token_ids
+
+    def chain(self) -> Chain:
+        found = self._found
         return Chain(
             np.array(found.token_ids, np.int32), np.array(found.probs, np.float32), match=found.match_len
         )
@@ -168,10 +173,17 @@ class _NgramSession:
     def extend(self, tokens: Tokens) -> None:
         self._size += len(tokens)
 
-    def draft(self, limit: int) -> Chain:
-        start, length = longest_ngram(self._text, self._size, _NGRAM_MIN, _NGRAM_MAX)
-        tokens = self._text[start : min(start + limit, self._size)]
-        return Chain(tokens, None, np.full(len(tokens), Origin.OWN, np.int8), length if len(tokens) else None)
+    def draft(self, limit: int) -> list[int]:
+        start, self._length = longest_ngram(self._text, self._size, _NGRAM_MIN, _NGRAM_MAX)
+        self._tokens = self._text[start : min(start + limit, self._size)]
+        token_ids: list[int] = self._tokens.tolist()
+        return token_ids
+
+    def chain(self) -> Chain:
+        tokens = self._tokens
+        return Chain(
+            tokens, None, np.full(len(tokens), Origin.OWN, np.int8), self._length if len(tokens) else None
+        )
 
     def close(self) -> None:
         pass

@@ -98,34 +98,28 @@ class DareSession:
 
     def __init__(self, drafter: Drafter, sources: Sources, text: Text, end_token: int = -1) -> None:
         self._drafter = drafter
-        self._sources = [sources]
-        self._memories = [sources.memory()]
         self._text = np.zeros((1, len(text.prompt) + len(text.output)), np.int32)
         self._text[0, : len(text.prompt)] = text.prompt
-        self._row = np.zeros(1, np.int64)
         self._size = np.array([len(text.prompt)])
-        self._ends = np.array([end_token], np.int32)
+        self._batch = drafter.batch([0], [sources], ends=[end_token])
 
     def extend(self, tokens: Tokens) -> None:
         size = int(self._size[0])
         self._text[0, size : size + len(tokens)] = tokens
         self._size[0] += len(tokens)
 
-    def draft(self, limit: int) -> Chain:
-        drafts = self._drafter.draft(
-            self._text,
-            self._row,
-            self._size,
-            np.array([limit]),
-            self._sources,
-            ends=self._ends,
-            memories=self._memories,
-        )
+    def draft(self, limit: int) -> list[int]:
+        drafts = self._drafts = self._drafter.draft(self._text, self._batch, self._size, np.array([limit]))
+        token_ids: list[int] = drafts.tokens[0, : drafts.lengths[0]].tolist()
+        return token_ids
+
+    def chain(self) -> Chain:
+        drafts = self._drafts
         length = int(drafts.lengths[0])
         return Chain(
-            drafts.tokens[0, :length],
-            drafts.survivals[0, :length],
-            drafts.origins[0, :length],
+            drafts.tokens[0, :length].copy(),
+            drafts.survivals[0, :length].copy(),
+            drafts.origins[0, :length].copy(),
             int(drafts.matches[0, 0]) if length else None,
         )
 

@@ -66,8 +66,11 @@ class Session(Protocol):
     def extend(self, tokens: Tokens) -> None:
         """The output has grown by these tokens."""
 
-    def draft(self, limit: int) -> Chain:
+    def draft(self, limit: int) -> list[int]:
         """At most ``limit`` (at least 1) tokens to follow the prompt and the output so far. This is timed."""
+
+    def chain(self) -> Chain:
+        """The tokens that `draft` has just returned, with all that is known of them."""
 
     def close(self) -> None:
         """The text is done, or given up; called once."""
@@ -125,8 +128,9 @@ def walk(session: Session, text: Text, max_drafts: int) -> Iterator[Step]:
         chain, nanoseconds = None, 0
         if position > 0 and limit > 0:
             started_at = time.perf_counter_ns()
-            chain = session.draft(limit)
+            session.draft(limit)
             nanoseconds = time.perf_counter_ns() - started_at
+            chain = session.chain()
         judged = 0 if chain is None else min(len(chain.tokens), len(output) - position)
         accepted = 0 if chain is None else _matching(chain.tokens[:judged], output[position:])
         written = min(accepted + 1, len(output) - position)

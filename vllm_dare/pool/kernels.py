@@ -11,20 +11,22 @@ Every read is bounds-checked against the segment's own length: a segment whose d
 give useless drafts, but never a read outside its memory.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 from vllm_dare.pool.live import LiveRun
 from vllm_dare.pool.segment import SEPARATOR, Segment
 
 # Columns of a segment's row in the table that kernels take.
-TOKENS, NUM_TOKENS, SUFFIXES, NUM_SUFFIXES, HEADS, HEAD_STARTS, NUM_HEADS = range(7)
-NUM_COLUMNS = 7
+TOKENS, NUM_TOKENS, SUFFIXES, NUM_SUFFIXES, HEADS, HEAD_STARTS, NUM_HEADS, IDENTITY = range(8)
+NUM_COLUMNS = 8
 
 # Below this many suffixes a linear scan beats two binary searches.
 _LINEAR = 8
@@ -43,48 +45,69 @@ def _can_cache() -> bool:
 CACHE = _can_cache()
 
 
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a look-up kernel, which may use arrays at addresses but make none.
+
+    Without numba's reference counts: for such arrays they count nothing, and the calls took half of a
+    look-up's time. Without its checks for divisions by zero, which are divisions by a number of places.
+    """
+    return njit(cache=CACHE, nogil=True, _nrt=False, error_model="numpy")(function)
+
+
 def segment_row(segment: Segment | LiveRun) -> npt.NDArray[np.int64]:
-    """The addresses and lengths of a segment's arrays, int64[NUM_COLUMNS], as the kernels take them."""
+    """The addresses and lengths of a segment's arrays and its identity, int64[NUM_COLUMNS], as kernels take
+    them.
+    """
     row = np.empty(NUM_COLUMNS, dtype=np.int64)
     row[TOKENS], row[NUM_TOKENS] = segment.tokens.ctypes.data, segment.tokens.size
     row[SUFFIXES], row[NUM_SUFFIXES] = segment.suffix_array.ctypes.data, segment.suffix_array.size
     row[HEADS], row[HEAD_STARTS] = segment.heads.ctypes.data, segment.head_starts.ctypes.data
-    row[NUM_HEADS] = segment.heads.size
+    row[NUM_HEADS], row[IDENTITY] = segment.heads.size, segment.identity
     return row
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _as_pointer(typing_context: Any, address: Any) -> Any:
-    """An integer address as a pointer, for `carray`."""
+def array_at(typing_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
+    """The C-contiguous array of a shape (a tuple) and dtype at an address.
+
+    That is how kernels see mapped segments, and their scratch memory too; numba's own `carray` needs its
+    reference counts.
+    """
+    array_type = types.Array(dtype.dtype, len(shape), "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+        array = make_array(array_type)(context, builder)
+        lengths = cgutils.unpack_tuple(builder, args[1])
+        item_size = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+        strides = [context.get_constant(types.intp, item_size)]
+        for length in reversed(lengths[1:]):
+            strides.insert(0, builder.mul(strides[0], length))
+        populate_array(
+            array,
+            data=builder.inttoptr(args[0], array.data.type),
+            shape=lengths,
+            strides=strides,
+            itemsize=item_size,
+            meminfo=None,
+        )
+        return array._getvalue()
 
-    return types.voidptr(address), codegen
+    return array_type(address, shape, dtype), codegen
 
 
-# Arrays at an address. Besides mapped segments, the kernels see their scratch memory through these:
-# numba counts no references to such arrays, and counting (atomically, at each call and slice) was half of a
-# look-up's time.
 @njit(inline="always")
 def int32_array(address, size):  # type: ignore[no-untyped-def]
     """The int32[size] array at an address."""
-    return carray(_as_pointer(address), (size,), np.int32)
+    return array_at(address, (size,), np.int32)
 
 
 @njit(inline="always")
 def int64_array(address, size):  # type: ignore[no-untyped-def]
     """The int64[size] array at an address."""
-    return carray(_as_pointer(address), (size,), np.int64)
+    return array_at(address, (size,), np.int64)
 
 
-@njit(inline="always")
-def float64_array(address, size):  # type: ignore[no-untyped-def]
-    """The float64[size] array at an address."""
-    return carray(_as_pointer(address), (size,), np.float64)
-
-
-@njit(cache=CACHE, nogil=True)
+@kernel
 def token_at(tokens, position):  # type: ignore[no-untyped-def]
     """The token at a position; SEPARATOR outside the segment."""
     if position < 0 or position >= tokens.size:
@@ -92,7 +115,7 @@ def token_at(tokens, position):  # type: ignore[no-untyped-def]
     return tokens[position]
 
 
-@njit(cache=CACHE, nogil=True)
+@kernel
 def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untyped-def]
     """-1, 0 or 1 as the segment's tokens from `position` are below, equal to, or above the pattern."""
     for i in range(count):
@@ -105,7 +128,7 @@ def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untype
     return 0
 
 
-@njit(cache=CACHE, nogil=True)
+@kernel
 def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
     """The part of [lo, hi) whose suffixes hold pattern[start:start+count] from their `offset`-th token on.
 
@@ -139,7 +162,7 @@ def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ig
     return first, left
 
 
-@njit(cache=CACHE, nogil=True)
+@kernel
 def find(row, pattern, start, count):  # type: ignore[no-untyped-def]
     """The suffix-array range of pattern[start:start+count] (count >= 1) in a segment; (0, 0) if absent."""
     heads = int32_array(row[HEADS], row[NUM_HEADS])

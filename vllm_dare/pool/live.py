@@ -1,5 +1,6 @@
 """Text that has just been written, ready to draft from: the newest in memory, the rest in frozen segments."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from vllm_dare.pool.suffix_array import build_suffix_index
 # A run is merged with the one before while that is less than so many times as long: a token is then sorted
 # again about log4(tokens) times, and there are about as many runs.
 MERGE_RATIO = 4
+_IDENTITIES = itertools.count(1)
 
 
 class LiveRun:
@@ -21,10 +23,12 @@ class LiveRun:
 
     Attributes:
         tokens, suffix_array, heads, head_starts: int32, see `Segment`.
+        identity: no other run of this process has the same, and hardly a segment.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
+        self.identity = next(_IDENTITIES)
         self.suffix_array, self.heads, self.head_starts = build_suffix_index(tokens)
 
 

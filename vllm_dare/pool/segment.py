@@ -1,5 +1,6 @@
 """One immutable suffix-array segment, which is one memory-mapped ``.safetensors`` file."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,7 @@ class Segment:
     Attributes:
         path: the file.
         name: the file's stem, the first 32 hex digits of the SHA-256 of its content.
+        identity: 60 bits of that as a number; what is remembered of a segment goes by it.
         num_bytes: size of the file.
         header: see `SegmentHeader`.
         tokens: int32[n], each document's tokens followed by `SEPARATOR`.
@@ -62,6 +64,7 @@ class Segment:
     def __init__(self, path: Path, header: SegmentHeader, file: TensorFile) -> None:
         self.path = path
         self.name = path.stem
+        self.identity = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little") >> 4
         self.num_bytes = file.num_bytes
         self.header = header
         self.tokens = file.tensors["tokens"]

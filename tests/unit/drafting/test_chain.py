@@ -1,5 +1,6 @@
 """The chain against a brute-force oracle that knows nothing of suffix arrays."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,13 @@ from vllm_dare.drafting.blend import (
     NUM_VARIETIES,
     Blend,
 )
+from vllm_dare.drafting.cache import SAMPLES
 from vllm_dare.drafting.drafter import Drafter, Drafts, Origin, Sources
+from vllm_dare.drafting.own_text import MAX_PLACES
 from vllm_dare.pool.segment import SEPARATOR
 
 VOCAB = 5
+identities = itertools.count(1)
 documents = st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=60), min_size=0, max_size=6)
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=80)
 
@@ -31,7 +35,7 @@ def segment_of(name: str, corpus: list[list[int]]) -> Any:
     order = sorted((p for p, token in enumerate(tokens) if token >= 0), key=lambda p: tokens[p:])
     heads = sorted({token for token in tokens if token >= 0})
     starts = [sum(tokens[p] < head for p in order) for head in heads] + [len(order)]
-    array = {
+    arrays = {
         key: np.array(value, dtype=np.int32)
         for key, value in (
             ("tokens", tokens),
@@ -40,7 +44,7 @@ def segment_of(name: str, corpus: list[list[int]]) -> Any:
             ("head_starts", starts),
         )
     }
-    return SimpleNamespace(name=name, **array)
+    return SimpleNamespace(name=name, identity=next(identities), **arrays)
 
 
 class FakePool:
@@ -77,18 +81,10 @@ def draft_once(
     seed: int = 0,
 ) -> Drafts:
     drafter = Drafter(pool, limit, vocab_size)  # type: ignore[arg-type]
-    token_ids = np.zeros((3, 200), dtype=np.int32)
+    token_ids = np.zeros((3, max(200, len(text))), dtype=np.int32)
     token_ids[1, : len(text)] = text
-    one = np.ones(1, dtype=np.int64)
-    return drafter.draft(
-        token_ids,
-        one,
-        one * len(text),
-        one * limit,
-        [drafter.sources(group)],
-        one * seed,
-        np.full(1, end, dtype=np.int32),
-    )
+    batch = drafter.batch([1], [drafter.sources(group)], [seed], [end])
+    return drafter.draft(token_ids, batch, np.array([len(text)]), np.array([limit]))
 
 
 def continuations(corpus: list[list[int]], context: list[int]) -> list[int]:
@@ -103,14 +99,14 @@ def continuations(corpus: list[list[int]], context: list[int]) -> list[int]:
 
 
 def sampled(found: list[int]) -> list[int]:
-    size, looks = len(found), min(len(found), chain.SAMPLES)
+    size, looks = len(found), min(len(found), SAMPLES)
     return found if size == looks else [found[((2 * i + 1) * size) // (2 * looks)] for i in range(looks)]
 
 
 def own_continuations(text: list[int], context: list[int]) -> list[int]:
     size = len(context)
     ends = [e for e in range(1, len(text)) if text[max(0, e - size) : e] == context]
-    return [text[e] for e in reversed(ends)][: chain.MAX_PLACES]
+    return [text[e] for e in reversed(ends)][:MAX_PLACES]
 
 
 def lookup_lengths(end: int) -> list[int]:
@@ -252,11 +248,11 @@ def test_long_own_text_is_searched_in_its_window_only() -> None:
     text = np.zeros((1, 20_000), dtype=np.int32)
     text[0, :3] = [7, 8, 9]
     text[0, -1] = 7
-    one = np.ones(1, dtype=np.int64)
-    drafts = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
+    size, limit = np.array([20_000]), np.array([4])
+    drafts = drafter.draft(text, drafter.batch([0], [drafter.sources(None)]), size, limit)
     assert drafts.lengths[0] == 0
     text[0, 15_000:15_003] = [7, 8, 9]
-    drafts = drafter.draft(text, one - 1, one * 20_000, one * 4, [drafter.sources(None)])
+    drafts = drafter.draft(text, drafter.batch([0], [drafter.sources(None)]), size, limit)
     assert drafts.tokens[0, : drafts.lengths[0]].tolist()[:2] == [8, 9]
 
 
@@ -292,9 +288,9 @@ def test_drawn_chains_repeat_and_differ_by_seed() -> None:
 
 
 def test_candidates_are_drawn_in_proportion_to_a_power_of_their_score() -> None:
-    pool = FakePool([], [[0, 1]] * 20 + [[0, 2]] * 15)
+    pool = FakePool([], [[0, 1]] * 9 + [[0, 2]] * 7)
     drawn = [draw(pool, [0], 1, seed)[0] for seed in range(1, 4001)]
-    expected = 20**chain.SHARPNESS / (20**chain.SHARPNESS + 15**chain.SHARPNESS)
+    expected = 9**chain.SHARPNESS / (9**chain.SHARPNESS + 7**chain.SHARPNESS)
     assert drawn.count(1) / len(drawn) == pytest.approx(expected, abs=0.03)
 
 
@@ -307,9 +303,8 @@ def test_batch_rows_do_not_disturb_each_other() -> None:
     sizes = rng.integers(1, 50, 6).astype(np.int64)
     limits = np.array([8, 0, 3, 8, -1, 20], dtype=np.int64)
     groups = ["g", None, "g", "unknown", None, "g"]
-    drafts = drafter.draft(
-        token_ids, np.arange(6, dtype=np.int64), sizes, limits, [drafter.sources(group) for group in groups]
-    )
+    batch = drafter.batch(range(6), [drafter.sources(group) for group in groups])
+    drafts = drafter.draft(token_ids, batch, sizes, limits)
     for row, group in enumerate(groups):
         limit = int(min(max(limits[row], 0), 8))
         alone = draft(pool, token_ids[row, : sizes[row]].tolist(), limit, group)[0] if limit else []
@@ -329,19 +324,35 @@ def test_look_ups_that_remember_equal_look_ups_anew(
     text: list[int],
     history: list[tuple[int, list[int]]],
 ) -> None:
-    drafter = Drafter(FakePool(group, group + others), 8, VOCAB)  # type: ignore[arg-type]
-    sources = drafter.sources("g")
-    memory = sources.memory()
-    one = np.ones(1, dtype=np.int64)
+    pool = FakePool(group, group + others)
+    drafter = Drafter(pool, 8, VOCAB)  # type: ignore[arg-type]
+    batch = drafter.batch([0], [drafter.sources("g")])
     for taken_back, written in history:
         text = text[: max(1, len(text) - taken_back)] + written
-        token_ids = np.array([text], dtype=np.int32)
-        call = (token_ids, one - 1, one * len(text), one * 8, [sources])
-        kept, anew = drafter.draft(*call, memories=[memory]), drafter.draft(*call)
-        size = anew.lengths[0]
-        assert kept.lengths[0] == size
-        for name in ("tokens", "survivals", "origins", "matches"):
-            assert getattr(kept, name)[0, :size].tolist() == getattr(anew, name)[0, :size].tolist()
+        kept = drafter.draft(np.array([text], np.int32), batch, np.array([len(text)]), np.array([8]))
+        assert_same(kept, draft_once(pool, text, 8, "g"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents, documents, st.lists(texts, min_size=2, max_size=12))
+def test_look_ups_that_profit_from_other_requests_equal_look_ups_anew(
+    group: list[list[int]], others: list[list[int]], requests: list[list[int]]
+) -> None:
+    pool = FakePool(group, group + others)
+    drafter = Drafter(pool, 8, VOCAB)  # type: ignore[arg-type]
+    for number, text in enumerate(requests):
+        name = "g" if number % 3 else None
+        batch = drafter.batch([0], [drafter.sources(name)])
+        drafts = drafter.draft(np.array([text], np.int32), batch, np.array([len(text)]), np.array([8]))
+        assert_same(drafts, draft_once(pool, text, 8, name))
+
+
+def assert_same(one: Drafts, other: Drafts) -> None:
+    """The chains of two batches of one are the same in everything."""
+    size = one.lengths[0]
+    assert other.lengths[0] == size
+    for name in ("tokens", "survivals", "origins", "matches"):
+        assert getattr(one, name)[0, :size].tolist() == getattr(other, name)[0, :size].tolist()
 
 
 def test_a_memory_follows_a_text_longer_than_the_window() -> None:
@@ -349,20 +360,21 @@ def test_a_memory_follows_a_text_longer_than_the_window() -> None:
     text = rng.integers(0, 50, (1, 20_000)).astype(np.int32)
     drafter = Drafter(None, 4, 50)
     sources = drafter.sources(None)
-    memory = sources.memory()
-    one = np.ones(1, dtype=np.int64)
+    remembering = drafter.batch([0], [sources])
     for size in (3, 8_000, 8_191, 8_193, 12_345, 12_346, 20_000):
-        kept = drafter.draft(text, one - 1, one * size, one * 4, [sources], memories=[memory])
-        anew = drafter.draft(text, one - 1, one * size, one * 4, [sources])
-        length = anew.lengths[0]
-        assert kept.tokens[0, : kept.lengths[0]].tolist() == anew.tokens[0, :length].tolist()
+        call = (np.array([size]), np.array([4]))
+        drafts = drafter.draft(text, remembering, *call)
+        kept = drafts.tokens[0, : drafts.lengths[0]].tolist()
+        drafts = drafter.draft(text, drafter.batch([0], [sources]), *call)
+        assert kept == drafts.tokens[0, : drafts.lengths[0]].tolist()
 
 
 def test_learned_text_counts_as_its_kind_and_is_told_apart() -> None:
     live, pool = segment_of("live", [[0, 1, 2]]), segment_of("pool", [[3, 4, 2]])
     sources = Sources.of((), (pool,), (live,), (segment_of("empty", []),))
     assert len(sources.segments) == 2
+    drafter = Drafter(None, 4, VOCAB)
     one = np.ones(1, dtype=np.int64)
     for text, origin in (([0], Origin.LIVE), ([3], Origin.GLOBAL)):
-        drafts = Drafter(None, 4, VOCAB).draft(np.array([text], dtype=np.int32), one - 1, one, one, [sources])
+        drafts = drafter.draft(np.array([text], dtype=np.int32), drafter.batch([0], [sources]), one, one)
         assert drafts.origins[0, 0] == origin

@@ -34,7 +34,7 @@ def open_pool(tmp_path: Path) -> Callable[..., RetrievalPool]:
 def draft(drafter: Drafter, text: list[int], group: str | None) -> list[int]:
     one = np.ones(1, dtype=np.int64)
     tokens = np.array([text], dtype=np.int32)
-    drafts = drafter.draft(tokens, one - 1, one * len(text), one * 1, [drafter.sources(group)])
+    drafts = drafter.draft(tokens, drafter.batch([0], [drafter.sources(group)]), one * len(text), one)
     return drafts.tokens[0, : drafts.lengths[0]].tolist()
 
 
@@ -69,7 +69,7 @@ def test_only_so_many_groups_are_kept_and_running_requests_keep_theirs(
     drafter.pool.close()  # type: ignore[union-attr]
     gc.collect()
     one = np.ones(1, dtype=np.int64)
-    drafts = drafter.draft(np.array([[1, 2]], np.int32), one - 1, one * 2, one, [held])
+    drafts = drafter.draft(np.array([[1, 2]], np.int32), drafter.batch([0], [held]), one * 2, one)
     assert drafts.tokens[0, 0] == 3
 
 
@@ -87,5 +87,6 @@ def test_a_segment_that_has_gone_is_an_error_of_that_group_alone(
 def test_texts_of_another_type_are_refused() -> None:
     one = np.ones(1, dtype=np.int64)
     drafter = Drafter(None, 4, 50)
+    batch = drafter.batch([0], [drafter.sources(None)])
     with pytest.raises(TypeError, match="int32"):
-        drafter.draft(np.zeros((1, 4), np.int64), one - 1, one, one, [drafter.sources(None)])  # type: ignore[arg-type]
+        drafter.draft(np.zeros((1, 4), np.int64), batch, one, one)  # type: ignore[arg-type]

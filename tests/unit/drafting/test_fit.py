@@ -57,12 +57,12 @@ def tokens_per_step(drafter: Drafter, texts: list[list[int]]) -> float:
     sources = drafter.sources(None)
     for text in texts:
         size = 0
+        token_ids, batch = np.array([text], dtype=np.int32), drafter.batch([0], [sources])
         while size < len(text):
             accepted = 0
             if size:
                 one = np.ones(1, dtype=np.int64)
-                token_ids = np.array([text], dtype=np.int32)
-                drafts = drafter.draft(token_ids, one - 1, one * size, one * 16, [sources])
+                drafts = drafter.draft(token_ids, batch, one * size, one * 16)
                 chain = drafts.tokens[0, : drafts.lengths[0]].tolist()
                 while accepted < len(chain) and chain[accepted : accepted + 1] == text[size + accepted :][:1]:
                     accepted += 1
@@ -101,10 +101,9 @@ def test_a_fit_drafts_no_worse_and_its_survivals_are_met(tmp_path: Path) -> None
     one = np.ones(1, dtype=np.int64)
     predicted, right = 0.0, 0
     for text in texts[100:]:
+        token_ids, batch = np.array([text], dtype=np.int32), fitted.batch([0], [fitted.sources(None)])
         for size in range(5, len(text)):
-            drafts = fitted.draft(
-                np.array([text], dtype=np.int32), one - 1, one * size, one, [fitted.sources(None)]
-            )
+            drafts = fitted.draft(token_ids, batch, one * size, one)
             if drafts.lengths[0]:
                 predicted += float(drafts.survivals[0, 0])
                 right += drafts.tokens[0, 0] == text[size]

@@ -20,9 +20,13 @@ class Scripted:
     def extend(self, tokens: Tokens) -> None:
         self.written += tokens.tolist()
 
-    def draft(self, limit: int) -> Chain:
+    def draft(self, limit: int) -> list[int]:
         self.limits.append(limit)
-        return Chain(np.array(self.chains.pop(0)[:limit], np.int32))
+        self.drafted = list(self.chains.pop(0)[:limit])
+        return self.drafted
+
+    def chain(self) -> Chain:
+        return Chain(np.array(self.drafted, np.int32))
 
     def close(self) -> None:
         pass
