@@ -102,7 +102,7 @@ def _arm(pool: RetrievalPool, corpus: Corpus) -> DareArm:
 def _grown(corpus: Corpus, documents: Sequence[Tokens], size: int, folder: Path) -> tuple[str, DareArm]:
     ends = np.array([document[-1] for document in documents])
     made = list(recombined(documents, size, full_stop=int(np.bincount(ends).argmax())))
-    _build(corpus, made[:2], folder / "compiled").close()
+    _build(corpus, made[:2], folder / f"compiled-{size}").close()
     began, wall = time.process_time(), time.perf_counter()
     pool = _build(corpus, made, folder / str(size))
     seconds, wall = time.process_time() - began, time.perf_counter() - wall

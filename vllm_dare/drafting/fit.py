@@ -81,13 +81,15 @@ def _held_out(pool: RetrievalPool, max_documents: int) -> Iterator[_Held]:
     if not ends or ends[-1] < 2:
         return
     overall = pool.global_segments()
+    searched = None
     for number in np.unique(np.linspace(0, ends[-1] - 1, min(max_documents, ends[-1])).astype(int)):
         index = bisect_right(ends, number)
         group, name = segments[index]
         mates = pool.group_segments(group)
         home = next(segment for segment in (*mates, *overall) if segment.name == name)
         at = int(number) - (ends[index - 1] if index else 0)
-        breaks = np.flatnonzero(home.tokens == SEPARATOR)
+        if home is not searched:
+            searched, breaks = home, np.flatnonzero(home.tokens == SEPARATOR)
         begin, end = (int(breaks[at - 1]) + 1 if at else 0), int(breaks[at]) + 1
         tokens = np.array(home.tokens[begin:end])
         sources = Sources.of(mates, overall)
@@ -196,23 +198,39 @@ def _estimate_trust(
     vocab_size: int,
 ) -> npt.NDArray[np.float64]:
     """The trust that makes the tokens likeliest; what no context claims is spread over the vocabulary."""
-    width = int((places >= 0).sum(axis=1).max(initial=0))
-    used = places[:, :width] >= 0
-    where = np.where(used, places[:, :width], 0)
-    claimed = shares[:, :width].astype(np.float64)
     trust = prior
     for _ in range(_ROUNDS):
-        taken = np.where(used, trust[where], 0.0)
-        left = np.cumprod(1.0 - taken, axis=1)
-        before = np.concatenate([np.ones((len(left), 1)), left[:, :-1]], axis=1)
-        joint = before * taken * claimed
-        rest = left[:, -1:] / vocab_size if width else np.ones((len(left), 1))
-        total = joint.sum(axis=1, keepdims=True) + rest
-        chosen = joint / total
-        reached = chosen[:, ::-1].cumsum(axis=1)[:, ::-1] + rest / total
-        numerator = np.bincount(where[used], chosen[used], NUM_TRUST) + _PRIOR * prior
-        trust = numerator / (np.bincount(where[used], reached[used], NUM_TRUST) + _PRIOR)
+        chosen, reached = np.zeros(NUM_TRUST), np.zeros(NUM_TRUST)
+        _expect(places, shares, trust, 1.0 / vocab_size, chosen, reached)
+        trust = (chosen + _PRIOR * prior) / (reached + _PRIOR)
     return np.clip(trust, 1e-4, 1.0 - 1e-4)
+
+
+@njit(cache=CACHE, nogil=True)
+def _expect(places, shares, trust, unclaimed, chosen, reached):  # type: ignore[no-untyped-def]
+    """One expectation step over all predictions.
+
+    Args:
+        places, shares: see `_trace`.
+        unclaimed: the probability of a token that no context claims.
+        chosen, reached: float64[NUM_TRUST], receive how often each entry is expected to have given the
+            token, and how often no longer context did.
+    """
+    joint = np.empty(places.shape[1])
+    for position in range(places.shape[0]):
+        left, total, number = 1.0, 0.0, 0
+        while number < places.shape[1] and places[position, number] >= 0:
+            taken = trust[places[position, number]]
+            joint[number] = left * taken * shares[position, number]
+            total += joint[number]
+            left *= 1.0 - taken
+            number += 1
+        total += left * unclaimed
+        reaching = left * unclaimed / total
+        for i in range(number - 1, -1, -1):
+            reaching += joint[i] / total
+            chosen[places[position, i]] += joint[i] / total
+            reached[places[position, i]] += reaching
 
 
 def _estimate_curve(
