@@ -8,7 +8,8 @@ slows all of them, and every look-up finds the processor's caches as other work 
 
 For --grow, a pool of so many million tokens is made from the documents: their first, second, … sentences in
 new combinations, with one token in thirty replaced, so that it repeats itself as the documents do. Building
-is timed too: seconds of processor time of one thread, and the process's peak memory.
+is timed too: seconds of processor time of one thread, and the process's peak memory. --warm-up documents of
+the split's train part are walked first: what look-ups cost an engine that has served some requests before.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--tokenizer", default="mistral-v1")
     parser.add_argument("--limit", type=int, help="held-out documents to walk")
+    parser.add_argument("--warm-up", type=int, default=0, help="documents to walk before any is timed")
     parser.add_argument("--grow", help="millions of pool tokens, separated by commas")
     parser.add_argument("--directory", type=Path, help="where pools are built; a temporary one by default")
     arguments = parser.parse_args()
@@ -56,6 +58,7 @@ def main() -> None:
             pool = _build(corpus, train, Path(folder) / "pool")
             arms = [("dare", _arm(pool, corpus))]
             arms += [(setting.name, ArcticArm(tree, setting, MAX_DRAFTS)) for setting in ARCTIC_SETTINGS]
+        _walk_all(arms, [corpus.texts[i] for i in split.train[: arguments.warm_up]])
         _print(arms, _walk_all(arms, held_out))
 
 

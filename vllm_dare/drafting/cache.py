@@ -21,9 +21,13 @@ SAMPLES = 16
 # Ranges of fewer places are as quickly read and narrowed in the segment.
 WORTH_CACHING = 8
 
-_NUM_RECORDS = 1 << 17  # 16 MB; a power of two
 _RECORD_BYTES = 128
+# A record for so many tokens of the pool, between these numbers, which are powers of two: 16 to 128 MB. In a
+# larger pool more contexts have many places, and a search that misses the cache takes longer.
+_TOKENS_PER_RECORD = 256
+_FEWEST_RECORDS, _MOST_RECORDS = 1 << 17, 1 << 20
 _CACHE_LINE = 64
+_HEADER_BYTES = 64  # before the records; its first word is one less than their number
 # A record: its key in the first 8 bytes, then as int32 the range and the number of different tokens that
 # follow (-1 if they have not been counted), as bytes how often each does, and as int32 which they are.
 _LOW, _HIGH, _NUMBER = 2, 3, 4
@@ -36,9 +40,16 @@ _SPREAD = 6364136223846793005
 _POWERS = np.array([pow(_FACTOR, n, 1 << 64) for n in range(256)], dtype=np.uint64).astype(np.int64)
 
 
-def make_cache() -> npt.NDArray[np.int64]:
-    """An empty cache; its size does not depend on that of the pool."""
-    return np.zeros((_NUM_RECORDS * _RECORD_BYTES + _CACHE_LINE) // 8, dtype=np.int64)
+def make_cache(pool_tokens: int) -> npt.NDArray[np.int64]:
+    """An empty cache for look-ups in so many tokens; it takes memory as it is filled."""
+    wanted = 1 << (pool_tokens // _TOKENS_PER_RECORD).bit_length()
+    number = min(max(wanted, _FEWEST_RECORDS), _MOST_RECORDS)
+    words = (_HEADER_BYTES + number * _RECORD_BYTES) // 8
+    memory = np.zeros(words + _CACHE_LINE // 8, dtype=np.int64)
+    begin = -memory.ctypes.data % _CACHE_LINE // 8  # so that a record is in two cache lines, not in three
+    cache = memory[begin : begin + words]
+    cache[0] = number - 1
+    return cache
 
 
 @njit(inline="always")
@@ -63,8 +74,7 @@ def context_key(hashes, start, end, identity):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def record_of(cache, key):  # type: ignore[no-untyped-def]
     """The address of the record that has a key, or that would have it."""
-    first = (cache + _CACHE_LINE - 1) & -_CACHE_LINE
-    return first + ((key * _SPREAD >> 40) & (_NUM_RECORDS - 1)) * _RECORD_BYTES
+    return cache + _HEADER_BYTES + ((key * _SPREAD >> 40) & int64_array(cache, 1)[0]) * _RECORD_BYTES
 
 
 @njit(inline="always")
@@ -104,3 +114,34 @@ def set_number_of_tokens(record, number):  # type: ignore[no-untyped-def]
 def tokens_of(record):  # type: ignore[no-untyped-def]
     """(int32[SAMPLES], uint8[SAMPLES]): the tokens that follow, and at how many of the sampled places."""
     return int32_array(record + _TOKENS_BYTE, SAMPLES), array_at(record + _COUNTS_BYTE, (SAMPLES,), np.uint8)
+
+
+@njit(inline="always")
+def sampled(lo, size, i):  # type: ignore[no-untyped-def]
+    """The i-th sampled place of the range [lo, lo + size); of a small one all are."""
+    return lo + i if size <= SAMPLES else lo + ((2 * i + 1) * size) // (2 * SAMPLES)
+
+
+@njit(inline="always")
+def bounds_of(record, lo, hi, token):  # type: ignore[no-untyped-def]
+    """Where the suffixes of a range that go on with a token are, as far as its sampled places tell.
+
+    Args:
+        record: in which the tokens that follow have been counted.
+        lo, hi: the record's range, of more than SAMPLES places.
+
+    Returns:
+        (a, b, c, d): their first is one of [a, b], and the one after their last one of [c, d].
+    """
+    following, counts = tokens_of(record)
+    number = number_of_tokens(record)
+    first, below = 0, 0
+    while first < number and following[first] < token:
+        below += counts[first]
+        first += 1
+    met = np.int64(counts[first]) if first < number and following[first] == token else 0
+    a = sampled(lo, hi - lo, below - 1) + 1 if below > 0 else lo
+    d = sampled(lo, hi - lo, below + met) if below + met < SAMPLES else hi
+    if met == 0:
+        return a, d, a, d
+    return a, sampled(lo, hi - lo, below), sampled(lo, hi - lo, below + met - 1) + 1, d

@@ -10,9 +10,12 @@ next: its range in the suffix array is narrowed by the new tokens alone.
 from numba import njit
 
 from vllm_dare.drafting.cache import (
+    SAMPLES,
     WORTH_CACHING,
+    bounds_of,
     context_key,
     has_key,
+    number_of_tokens,
     read_range,
     record_of,
     write_range,
@@ -24,6 +27,8 @@ from vllm_dare.pool.kernels import (
     SUFFIXES,
     TOKENS,
     find,
+    first_above,
+    first_not_below,
     int32_array,
     kernel,
     narrow,
@@ -69,21 +74,19 @@ def occurrences(cache, row, context, start, length, ranges, source):  # type: ig
 @kernel
 def _search(cache, row, context, start, length, lo, hi, depth):  # type: ignore[no-untyped-def]
     """`occurrences` of a context whose first `depth` tokens occur in [lo, hi)."""
-    tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
-    suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
-    if depth == 0 or hi - lo >= WORTH_CACHING:
-        key = context_key(context[1], start, start + length, row[IDENTITY])
-        record = record_of(cache, key)
-        if has_key(record, key):
-            return read_range(record)
-        if depth == 0:
-            lo, hi, depth = _search_prefix(cache, row, context, start, length)
-        if depth < length:
-            lo, hi = narrow(tokens, suffixes, lo, hi, depth, context[0], start + depth, length - depth)
-        if hi - lo >= WORTH_CACHING:
-            write_range(record, key, lo, hi)
-        return lo, hi
-    return narrow(tokens, suffixes, lo, hi, depth, context[0], start + depth, length - depth)
+    if depth > 0 and hi - lo < WORTH_CACHING:
+        return _narrow(row, context, start, length, lo, hi, depth)
+    key = context_key(context[1], start, start + length, row[IDENTITY])
+    record = record_of(cache, key)
+    if has_key(record, key):
+        return read_range(record)
+    if depth == 0:
+        lo, hi, depth = _search_prefix(cache, row, context, start, length)
+    if depth < length:
+        lo, hi = _narrow_large(cache, row, context, start, length, lo, hi, depth)
+    if hi - lo >= WORTH_CACHING:
+        write_range(record, key, lo, hi)
+    return lo, hi
 
 
 @kernel
@@ -104,6 +107,34 @@ def _search_prefix(cache, row, context, start, length):  # type: ignore[no-untyp
         key = context_key(context[1], start, start + depth, row[IDENTITY])
         write_range(record_of(cache, key), key, lo, hi)
     return lo, hi, depth
+
+
+@njit(inline="always")
+def _narrow(row, context, start, length, lo, hi, depth):  # type: ignore[no-untyped-def]
+    """From the range of a context's first `depth` tokens to that of `length`."""
+    tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
+    suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
+    return narrow(tokens, suffixes, lo, hi, depth, context[0], start + depth, length - depth)
+
+
+@kernel
+def _narrow_large(cache, row, context, start, length, lo, hi, depth):  # type: ignore[no-untyped-def]
+    """`_narrow`, begun with what the cache knows of the tokens that follow the first `depth` ones."""
+    if hi - lo < 2 * SAMPLES:
+        return _narrow(row, context, start, length, lo, hi, depth)
+    key = context_key(context[1], start, start + depth, row[IDENTITY])
+    record = record_of(cache, key)
+    if not has_key(record, key) or number_of_tokens(record) < 0:
+        return _narrow(row, context, start, length, lo, hi, depth)
+    a, b, c, d = bounds_of(record, lo, hi, context[0][start + depth])
+    if length - depth > 1:
+        return _narrow(row, context, start, length, a, d, depth)
+    tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
+    suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
+    lo, above = first_not_below(tokens, suffixes, a, b, depth, context[0], start + depth, 1)
+    return lo, first_above(
+        tokens, suffixes, max(lo, c), above if above < b else d, depth, context[0], start + depth, 1
+    )
 
 
 @kernel

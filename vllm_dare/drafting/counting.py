@@ -14,6 +14,7 @@ from vllm_dare.drafting.cache import (
     has_key,
     number_of_tokens,
     record_of,
+    sampled,
     set_number_of_tokens,
     tokens_of,
     write_range,
@@ -56,19 +57,13 @@ def _count(tally, number, token, amount, origin, length):  # type: ignore[no-unt
     return number + 1
 
 
-@njit(inline="always")
-def _place(suffixes, lo, size, i):  # type: ignore[no-untyped-def]
-    """Where the i-th sampled suffix of the range [lo, lo + size) is; all are sampled if there are few."""
-    return suffixes[lo + i] if size <= SAMPLES else suffixes[lo + ((2 * i + 1) * size) // (2 * SAMPLES)]
-
-
 @kernel
 def _count_range(row, lo, hi, length, tally, number):  # type: ignore[no-untyped-def]
     """Count the tokens after the suffixes [lo, hi); returns the number of candidates."""
     tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
     suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
     for i in range(min(hi - lo, SAMPLES)):
-        token = token_at(tokens, _place(suffixes, lo, hi - lo, i) + length)
+        token = token_at(tokens, suffixes[sampled(lo, hi - lo, i)] + length)
         number = _count(tally, number, token, 1, row[ORIGIN], length)
     return number
 
@@ -81,7 +76,7 @@ def _fill_record(row, lo, hi, length, record):  # type: ignore[no-untyped-def]
     following, counts = tokens_of(record)
     number = 0
     for i in range(min(hi - lo, SAMPLES)):
-        token = token_at(tokens, _place(suffixes, lo, hi - lo, i) + length)
+        token = token_at(tokens, suffixes[sampled(lo, hi - lo, i)] + length)
         if number > 0 and following[number - 1] == token:  # the range is sorted by what follows
             counts[number - 1] += 1
         else:
@@ -111,7 +106,7 @@ def _count_range_but(row, lo, hi, length, tally, number):  # type: ignore[no-unt
     looks = min(size, SAMPLES)
     skipped = 0
     for i in range(looks):
-        place = _place(suffixes, lo, size, i)
+        place = suffixes[sampled(lo, size, i)]
         if row[SKIP_FROM] <= place < row[SKIP_TO]:
             skipped += 1
         else:

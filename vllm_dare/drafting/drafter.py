@@ -191,7 +191,7 @@ class Drafter:
         self._numbers = (pool.blend if pool is not None else Blend.default()).numbers()
         self._live = live
         self._live_version = 0
-        self._cache = make_cache()
+        self._cache = make_cache(pool.num_tokens if pool is not None else 0)
         # What the kernel is given, see `draft_batch`, and the arrays that it has the addresses of.
         self._arguments = np.zeros(NUM_ARGUMENTS, dtype=np.int64)
         self._address = self._arguments.ctypes.data

@@ -60,7 +60,7 @@ def fit_blend(pool: RetrievalPool, max_documents: int = _MAX_DOCUMENTS) -> Blend
     if len(documents) < 2:
         return None
     default = Blend.default()
-    cache = make_cache()
+    cache = make_cache(pool.num_tokens)
     traces = [_trace(document, cache, default) for document in documents]
     places = np.concatenate([places for places, _ in traces])
     shares = np.concatenate([shares for _, shares in traces])

@@ -129,6 +129,34 @@ def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untype
 
 
 @kernel
+def first_not_below(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
+    """The first suffix of [lo, hi), or hi, that is not below the pattern; and one known to be above it."""
+    above = hi
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        order = _compare(tokens, suffixes[middle] + offset, pattern, start, count)
+        if order < 0:
+            lo = middle + 1
+        else:
+            hi = middle
+            if order > 0:
+                above = middle
+    return lo, above
+
+
+@kernel
+def first_above(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
+    """The first suffix of [lo, hi), or hi, that is above the pattern; at least lo."""
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if _compare(tokens, suffixes[middle] + offset, pattern, start, count) <= 0:
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@kernel
 def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
     """The part of [lo, hi) whose suffixes hold pattern[start:start+count] from their `offset`-th token on.
 
@@ -140,26 +168,8 @@ def narrow(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ig
         while hi > lo and _compare(tokens, suffixes[hi - 1] + offset, pattern, start, count) != 0:
             hi -= 1
         return lo, hi
-    above = hi
-    left, right = lo, hi
-    while left < right:
-        middle = (left + right) >> 1
-        order = _compare(tokens, suffixes[middle] + offset, pattern, start, count)
-        if order < 0:
-            left = middle + 1
-        else:
-            right = middle
-            if order > 0:
-                above = middle
-    first = left
-    left, right = first, above
-    while left < right:
-        middle = (left + right) >> 1
-        if _compare(tokens, suffixes[middle] + offset, pattern, start, count) <= 0:
-            left = middle + 1
-        else:
-            right = middle
-    return first, left
+    lo, above = first_not_below(tokens, suffixes, lo, hi, offset, pattern, start, count)
+    return lo, first_above(tokens, suffixes, lo, above, offset, pattern, start, count)
 
 
 @kernel

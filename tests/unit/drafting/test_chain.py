@@ -55,6 +55,7 @@ class FakePool:
     def __init__(self, group: list[list[int]], overall: list[list[int]]) -> None:
         self.groups = {"g"}
         self._group, self._global = segment_of("group", group), segment_of("global", overall)
+        self.num_tokens = sum(map(len, group + overall))
 
     def group_segments(self, group: str | None) -> tuple[Any, ...]:
         return (self._group,) if group == "g" else ()
