@@ -26,7 +26,7 @@ from vllm_dare.pool.live import LiveRun
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import SEPARATOR, Segment
 
-_MAX_DOCUMENTS = 800
+_MAX_DOCUMENTS = 400
 # Of a long document so many first tokens are predicted.
 _MAX_TOKENS = 1024
 _ROUNDS = 30
