@@ -74,8 +74,8 @@ def _compare(corpus: Corpus, documents: Sequence[Text], held_out: Sequence[Text]
             static = DareArm(Drafter(pool, MAX_DRAFTS, corpus.tokenizer.vocab_size))
             learned, built = replay(held_out, [Learned(learning), static])
     print(
-        f"tokens per step: {while_learning.tokens_per_step:.3f} while learning {len(documents)} documents, then "
-        f"{learned.tokens_per_step:.3f}; {built.tokens_per_step:.3f} from a pool of them: "
+        f"tokens per step: {while_learning.tokens_per_step:.3f} while learning {len(documents)} documents, "
+        f"then {learned.tokens_per_step:.3f}; {built.tokens_per_step:.3f} from a pool of them: "
         f"{learned.tokens_per_step / built.tokens_per_step:.1%}",
         flush=True,
     )
