@@ -60,6 +60,7 @@ class Learner:
         self._vocab_size = pool.tokenizer.vocab_size
         self.errors = 0
         self._failure: str | None = None
+        self._num_relaxed = 0
         has_global = bool(pool.manifest.global_segments)
         self._store = LiveStore(
             prepare_live(pool.directory, pool.tokenizer, verify=False),
@@ -99,13 +100,15 @@ class Learner:
         """How learning went so far.
 
         Returns:
-            ``known``, how many texts were not kept because their group had them already, and ``failure``,
-            what went wrong first, as a clause; None if nothing did.
+            ``known``, how many texts were not kept because their group had them already; ``relaxed``, how many
+            because they were verified so; and ``failure``, what went wrong first, as a clause; None if
+            nothing did.
         """
-        return {"known": self._store.num_known, "failure": self._failure}
+        return {"known": self._store.num_known, "relaxed": self._num_relaxed, "failure": self._failure}
 
     def _document(self, written: Written) -> LiveDocument | None:
         if written.relaxed and not self._config.learn_relaxed:
+            self._num_relaxed += 1
             return None
         tokens = _output(written, self._vocab_size)
         if tokens is None:

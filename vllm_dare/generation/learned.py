@@ -15,12 +15,14 @@ class Learned:
     Attributes:
         documents, tokens: how many, each counted once.
         known: how many texts were not kept because their group had them already.
+        relaxed: how many because they were verified relaxed.
         failure: what went wrong, as a clause; None if nothing did.
     """
 
     documents: int
     tokens: int
     known: int = 0
+    relaxed: int = 0
     failure: str | None = None
 
 

@@ -31,6 +31,8 @@ def outcome_table(outcome: Outcome) -> Table:
     if (learned := outcome.learned) is not None:
         text = f"{learned.documents} documents, {learned.tokens} tokens"
         table.add_row("learned", text + _aside(learned.known, "known before"))
+        if learned.relaxed:
+            table.add_row("left out", f"{learned.relaxed} relaxed texts, from which drafts would drift")
         if learned.failure is not None:
             table.add_row("not learned", f"{learned.failure}; mend that, so that the next run can learn")
     return table

@@ -74,6 +74,7 @@ def test_relaxed_text_is_learned_only_if_wanted_and_says_so(pool: RetrievalPool)
     learner = Learner(LiveConfig(), pool)
     learner.learn([written(LONG, relaxed=True), written([10, 11, 9])])
     assert texts(learner) == [[10, 11]]
+    assert learner.outcome()["relaxed"] == 1
     learner = Learner(LiveConfig(learn_relaxed=True), pool)
     learner.learn([written(LONG, relaxed=True), written([10, 11, 9])])
     learner.close()
@@ -125,7 +126,7 @@ def test_a_pool_that_has_gone_ends_learning_on_disk_with_one_sentence(
     assert "No such file" in said[0]
     assert texts(learner) == [[10, 11]]
     failure = f"{live} could not be written (No such file or directory)"
-    assert learner.outcome() == {"known": 0, "failure": failure}
+    assert learner.outcome() == {"known": 0, "relaxed": 0, "failure": failure}
 
 
 def test_what_was_known_before_is_counted(pool: RetrievalPool) -> None:
@@ -134,4 +135,4 @@ def test_what_was_known_before_is_counted(pool: RetrievalPool) -> None:
         learner = Learner(LiveConfig(), pool)
         learner.learn([written([*text, 9], max_tokens=200)])
         learner.close()
-        assert learner.outcome() == {"known": known, "failure": None}
+        assert learner.outcome() == {"known": known, "relaxed": 0, "failure": None}

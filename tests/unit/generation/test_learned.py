@@ -61,6 +61,7 @@ def test_an_engine_that_does_not_learn_is_not_asked() -> None:
     [
         (Learned(5, 900), "5 documents, 900 tokens", "known before"),
         (Learned(0, 0, known=8), "0 documents, 0 tokens (and 8 known before)", "not learned"),
+        (Learned(0, 0, relaxed=8), "8 relaxed texts", "not learned"),
         (Learned(0, 0, failure=FULL), f"{FULL}; mend that", "known before"),
     ],
 )
