@@ -100,8 +100,8 @@ class Learner:
         """How learning went so far.
 
         Returns:
-            ``known``, how many texts were not kept because their group had them already; ``relaxed``, how many
-            because they were verified so; and ``failure``, what went wrong first, as a clause; None if
+            ``known``, how many texts were not kept because their group had them already; ``relaxed``, how
+            many because they were verified so; and ``failure``, what went wrong first, as a clause; None if
             nothing did.
         """
         return {"known": self._store.num_known, "relaxed": self._num_relaxed, "failure": self._failure}
