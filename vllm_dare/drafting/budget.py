@@ -9,9 +9,13 @@ look-up included, the budget sends the m tokens that maximise
 
 On an idle GPU T hardly rises and whole chains go out; where verification costs, the tokens that pay do, be
 it a few from every chain or all from one. T and what survivals are worth are learned while serving:
-`vllm_dare.drafting.step_costs` and `vllm_dare.drafting.calibration`. What is never tried is never learned,
-so now and then a step tries another number; such steps may cost 0.5 % of the time. Where drafts do not
-even pay for their look-up, it rests and is tried again now and then.
+`vllm_dare.drafting.step_costs` and `vllm_dare.drafting.calibration`.
+
+What is never tried is never learned, and what was slow may have been slow by chance. So whatever was not done
+for a while is tried, be it a step with drafts, without, or with another number of them: soon at first, then
+after twice as many steps each time, in the end every 256; soon again when costs turn out to have been wrong.
+Where drafts do not even pay for their look-up, only those steps look. All that goes by the number of
+sequences.
 
 Which drafts are sent is no matter of correctness. Where the text depends on it all the same, because a seed
 is to give the same text again, chains are sent whole: a request draws as many random numbers as it has
@@ -31,13 +35,19 @@ from vllm_dare.pool.kernels import CACHE
 # Greedy or sampled, times strict or relaxed.
 NUM_KINDS = 4
 
-# The share of time that steps which try something may cost, and what they may cost at the start, in steps.
-_TRIAL_SHARE = 0.005
-_FIRST_TRIALS = 2.0
-_DEAREST_TRIAL = 4.0
-# Worth is a mean over so many steps; look-ups rest for between so many.
+# What a step may try: to go without drafts, with drafts, with another number of them.
+_PLAIN, _DRAFTS, _LENGTH = range(3)
+# What was not done for so many steps is tried; then it is for so many times as many, up to a limit. Steps
+# without drafts come up least often: they lose most where drafts pay, and believing them too slow does no
+# harm there.
+_FIRST_GAPS, _GROWING, _LAST_GAP = (1, 2, 2), (4, 2, 2), 256
+# Drafts are not given up before so many steps had some.
+_ENOUGH_STEPS = 3
+# Where no drafts seem to pay, or nothing is known, those that are right more often than not are tried: where
+# drafts are bad, they are few.
+_LIKELY = 0.5
+# Worth is a mean over so many steps.
 _WORTH_STEPS = 32
-_SHORTEST_REST, _LONGEST_REST = 4, 64
 _LOOK_UP_STEPS = 20
 # A step has at most so many times the drafts of any before it: what those cost is not known yet.
 _GROWTH = 4
@@ -67,25 +77,21 @@ class DraftBudget:
         self._ranked = np.empty(0, dtype=np.float32)
         self._tokens, self._seconds = np.empty(0), np.empty(0)
         self._largest = 0  # number of drafts sent in a step so far
-        # What trials may cost by now, in seconds; None before the first step.
-        self._allowance: float | None = None
-        self._trials = 0
-        # What drafting saves, in steps without drafts; below 0, look-ups rest.
-        self._worth = 1.0
-        self._rest_length, self._rest_left = _SHORTEST_REST, 0
-        self._rested = 0  # steps since the last look-up
+        self._trials = 0  # of other numbers
+        self._surprises = 0  # as of the last step
+        self._loads: dict[int, _Load] = {}  # by the power of two of sequences
+        self._load = _Load()
 
-    @property
-    def resting(self) -> bool:
-        """Whether look-ups rest at present."""
-        return self._rest_left > 0
+    def resting(self, sequences: int) -> bool:
+        """Whether look-ups rest at present, with so many sequences."""
+        self._load = self._at(sequences)
+        return self._load.worth < 0
 
     def rests(self) -> bool:
-        """Whether this step should do without a look-up; to be asked once a step."""
-        if self._rest_left == 0:
+        """Whether this step should do without a look-up; to be asked once a step while they rest."""
+        if self._load.due(_DRAFTS):
             return False
-        self._rest_left -= 1
-        self._rested += 1
+        self._load.step_has(_PLAIN)
         return True
 
     def choose(
@@ -110,73 +116,103 @@ class DraftBudget:
             int64[sequences], at most `lengths`.
         """
         self._look_up += (look_up_seconds / len(kinds) - self._look_up) / _LOOK_UP_STEPS
+        self._load = self._at(len(kinds))
         corrected = self.calibration.correct(survivals, lengths, kinds)
         chosen = np.zeros(len(kinds), dtype=np.int64)
         if self._tokens.size <= survivals.size:
             self._ranked = np.empty(survivals.size, dtype=np.float32)
             self._tokens, self._seconds = np.empty(survivals.size + 1), np.empty(survivals.size + 1)
-        most, certain, sampled, promised = _set_apart(corrected, lengths, kinds, whole, chosen, self._ranked)
+        most, likely, certain, sampled, promised = _set_apart(
+            corrected, lengths, kinds, whole, chosen, self._ranked
+        )
         self._ranked[:most].sort()
-        number = min(most, _GROWTH * max(self._largest, len(kinds)))
+        most_now = min(most, _GROWTH * max(self._largest, len(kinds)))
+        number = likely = min(max(likely, 1), most_now)
         if self.costs.known:
             plain = self.costs.curve(len(kinds), sampled, certain + most)
             look_up = self._look_up * len(kinds)
             best = _appraise(
-                plain[certain:], look_up, promised, number, self._ranked, self._tokens, self._seconds
+                plain[certain:], look_up, promised, most_now, self._ranked, self._tokens, self._seconds
             )
-            number = self._choose_number(best, number, plain[0], certain > 0)
+            number = self._choose_number(best, likely, most_now, plain[0], certain > 0)
         self._largest = max(self._largest, number)
+        self._load.step_has(_DRAFTS if number > 0 else _PLAIN)
         if number > 0:
             _cut(corrected, lengths, whole, -self._ranked[number - 1], number, chosen)
         return chosen
 
-    def _choose_number(self, best: int, most: int, plain: float, must_look: bool) -> int:
+    def _choose_number(self, best: int, likely: int, most: int, plain: float, must_look: bool) -> int:
         """How many of the tokens that may go out, at most `most`, if `best` of them pay best.
 
         Args:
-            plain: the seconds of a step that does without the look-up; must_look: whether it cannot.
+            likely: a number worth trying; plain: the seconds of a step that does without the look-up;
+            must_look: whether it cannot.
         """
-        tokens, seconds = self._tokens, self._seconds
+        if most > 0 and self.costs.steps_with_drafts < (_ENOUGH_STEPS if best == 0 else 1):
+            return likely
+        load, again = self._load, False
         if not must_look:
-            self._rest_if_worthless(tokens[best] / tokens[0] - seconds[best] / plain)
-        return self._try_another(best, most)
-
-    def _rest_if_worthless(self, saved: float) -> None:
-        """Let look-ups rest where they cost more than they save, each time for longer."""
-        if self._worth < 0:  # this step is the look after a rest
-            self._worth = saved
-            self._rest_length = _SHORTEST_REST if saved > 0 else min(2 * self._rest_length, _LONGEST_REST)
-        else:
-            self._worth += (min(saved, 1.0) - self._worth) / _WORTH_STEPS
-        self._rest_left = self._rest_length if self._worth < 0 else 0
-
-    def _try_another(self, best: int, most: int) -> int:
-        """The best number, or the next one to be tried if what that loses has been saved up."""
-        tokens, seconds = self._tokens, self._seconds
-        if self._allowance is None:
-            self._allowance = _FIRST_TRIALS * seconds[best]
-        self._allowance += _TRIAL_SHARE * (self._rested + 1) * seconds[best]
-        self._rested = 0
-        number = self._next_trial(most)
-        if number == best:
-            self._trials += 1
-            return best
-        # What looks very dear may have been slow for once.
-        loss = min(
-            seconds[number] - tokens[number] * seconds[best] / tokens[best], _DEAREST_TRIAL * seconds[best]
-        )
-        if loss > self._allowance:
-            return best
-        self._allowance -= loss
-        self._trials += 1
-        return number
-
-    def _next_trial(self, most: int) -> int:
-        """In turn no drafts at all and some number, these spread evenly on a logarithmic scale."""
-        if self._trials % 2 == 0 or most == 0:
+            again = load.worth < 0  # this step is the look after a rest
+            load.judge(self._tokens[best] / self._tokens[0] - self._seconds[best] / plain)
+        if best == 0:
+            return likely if again or load.due(_DRAFTS) else 0
+        if load.due(_PLAIN):
             return 0
-        exponent = self._trials * _GOLDEN_RATIO % 1
-        return round(math.pow(most, exponent))
+        return self._another_number(best, likely, most) if load.due(_LENGTH) else best
+
+    def _another_number(self, best: int, likely: int, most: int) -> int:
+        """In turn the likely tokens and some number around the best, spread evenly on a logarithmic scale."""
+        self._trials += 1
+        if self._trials % 2 == 0:
+            return likely
+        exponent = 2 * (self._trials * _GOLDEN_RATIO % 1) - 1
+        return min(max(round(best * math.pow(_GROWTH, exponent)), 1), most)
+
+    def _at(self, sequences: int) -> "_Load":
+        """What is known of a load; where costs turned out to be wrong, everything is tried soon again."""
+        load = self._loads.get(sequences.bit_length())
+        if load is None:
+            load = self._loads[sequences.bit_length()] = _Load()
+        if self.costs.surprises != self._surprises:
+            self._surprises = self.costs.surprises
+            load.gaps = list(_FIRST_GAPS)
+        return load
+
+
+class _Load:
+    """When steps with about as many sequences did what, and what drafting saves them.
+
+    Attributes:
+        worth: what drafting saves, in steps without drafts; below 0, look-ups rest.
+        gaps: of each thing to try, after how many steps without it.
+    """
+
+    def __init__(self) -> None:
+        self.worth = 0.0
+        self.gaps = list(_FIRST_GAPS)
+        self._judged = 0  # steps in `worth`
+        self._step, self._last = 0, [0, 0, 0]  # this step, and the last one of each thing to try
+
+    def due(self, what: int) -> bool:
+        """Whether to try something now; if so, it is next tried after a longer time."""
+        if self._step - self._last[what] < self.gaps[what]:
+            return False
+        self._last[what] = self._step
+        self.gaps[what] = min(_GROWING[what] * self.gaps[what], _LAST_GAP)
+        return True
+
+    def step_has(self, what: int) -> None:
+        """Count a step with or without drafts."""
+        self._last[what] = self._step
+        self._step += 1
+
+    def judge(self, saved: float) -> None:
+        """Learn what drafting saves in a step; the look after a rest decides alone."""
+        if self.worth < 0:
+            self.worth = saved
+        else:
+            self._judged = min(self._judged + 1, _WORTH_STEPS)
+            self.worth += (min(saved, 1.0) - self.worth) / self._judged
 
 
 @njit(cache=CACHE, nogil=True)
@@ -188,10 +224,10 @@ def _set_apart(survivals, lengths, kinds, whole, chosen, ranked):  # type: ignor
         ranked: float32[any], receives the survivals of all other drafts, negative, in any order.
 
     Returns:
-        (other drafts, drafts that go out in any case, sampled sequences, tokens that a step without the
-        others writes on average).
+        (other drafts, how many of them are likely, drafts that go out in any case, sampled sequences,
+        tokens that a step without the others writes on average).
     """
-    most, certain, sampled, promised = 0, 0, 0, float(kinds.size)
+    most, likely, certain, sampled, promised = 0, 0, 0, 0, float(kinds.size)
     for i in range(kinds.size):
         sampled += kinds[i] & 1
         if whole[i]:
@@ -203,7 +239,8 @@ def _set_apart(survivals, lengths, kinds, whole, chosen, ranked):  # type: ignor
             else:
                 ranked[most] = -survivals[i, j]
                 most += 1
-    return most, certain, sampled, promised
+                likely += survivals[i, j] >= _LIKELY
+    return most, likely, certain, sampled, promised
 
 
 @njit(cache=CACHE, nogil=True)

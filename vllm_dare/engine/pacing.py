@@ -107,7 +107,7 @@ class DraftPacing:
         at: float,
     ) -> bool:
         """Whether nothing goes out now, without looking for drafts; to be asked once a step."""
-        if not self.budget.resting or whole.any() or not self.budget.rests():
+        if not self.budget.resting(len(requests)) or whole.any() or not self.budget.rests():
             return False
         nothing = np.zeros(len(requests), dtype=np.int64)
         self._remember(requests, kinds, np.zeros((len(requests), 1), dtype=np.float32), nothing, at)

@@ -20,7 +20,7 @@ class Reports:
         self.verified: list[tuple[list[int], list[int], list[int]]] = []
         self.costs = SimpleNamespace(observe=lambda seconds, load: self.steps.append((seconds, load)))
         self.calibration = SimpleNamespace(observe=self._observe)
-        self.resting = False
+        self.at_rest = False
 
     def _observe(self, _survivals: Any, kinds: Any, verified: Any, accepted: Any) -> None:
         self.verified.append((kinds.tolist(), verified.tolist(), accepted.tolist()))
@@ -28,8 +28,11 @@ class Reports:
     def choose(self, _survivals: Any, lengths: Any, *_: Any) -> Any:
         return lengths
 
+    def resting(self, _sequences: int) -> bool:
+        return self.at_rest
+
     def rests(self) -> bool:
-        return self.resting
+        return True
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def test_sampled_requests_are_counted(pacing: DraftPacing, reports: Reports) -> 
 
 def test_a_step_without_a_look_up_is_timed_too(pacing: DraftPacing, reports: Reports) -> None:
     assert not pacing.rests([A], np.array([0]), np.array([False]), at=0.0)
-    reports.resting = True
+    reports.at_rest = True
     assert not pacing.rests([A, B], np.array([0, 0]), np.array([False, True]), at=1.0)
     assert pacing.rests([A], np.array([0]), np.array([False]), at=2.0)
     end(pacing, [A], [1], [1], at=5.0)
