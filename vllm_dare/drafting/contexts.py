@@ -71,6 +71,15 @@ def occurrences(cache, row, context, start, length, ranges, source):  # type: ig
     return lo, hi
 
 
+@njit(inline="always")
+def _knows(record, key, row):  # type: ignore[no-untyped-def]
+    """Whether a record is about a context of a source.
+
+    Texts can be made up that share a key with another context; no range may lead out of the source.
+    """
+    return has_key(record, key) and read_range(record)[1] <= row[NUM_SUFFIXES]
+
+
 @kernel
 def _search(cache, row, context, start, length, lo, hi, depth):  # type: ignore[no-untyped-def]
     """`occurrences` of a context whose first `depth` tokens occur in [lo, hi)."""
@@ -78,7 +87,7 @@ def _search(cache, row, context, start, length, lo, hi, depth):  # type: ignore[
         return _narrow(row, context, start, length, lo, hi, depth)
     key = context_key(context[1], start, start + length, row[IDENTITY])
     record = record_of(cache, key)
-    if has_key(record, key):
+    if _knows(record, key, row):
         return read_range(record)
     if depth == 0:
         lo, hi, depth = _search_prefix(cache, row, context, start, length)
@@ -98,7 +107,7 @@ def _search_prefix(cache, row, context, start, length):  # type: ignore[no-untyp
     for depth in range(min(length - 1, 4), 1, -1):
         key = context_key(context[1], start, start + depth, row[IDENTITY])
         record = record_of(cache, key)
-        if has_key(record, key):
+        if _knows(record, key, row):
             lo, hi = read_range(record)
             return lo, hi, depth
     depth = min(length, 2)
