@@ -383,7 +383,7 @@ def test_the_load_decides_how_much_of_a_chain_is_sent(make: Any, runner: Runner,
     budget.choose = lambda _survivals, lengths, *_: np.minimum(lengths, [1, 2])
     assert runner.propose(drafter) == {"a": [10], "b": [30, 31]}
     assert steps == [StepLoad(sequences=2, sampled=0, drafts=0)], "the scheduler sent none"
-    budget._rest_left = 1
+    budget.resting, budget.rests = lambda _sequences: True, lambda: True
     assert runner.propose(drafter) == {"a": [], "b": []}
     assert drafter.errors == 0
 
