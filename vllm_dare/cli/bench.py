@@ -127,11 +127,13 @@ def _run(plan: "Bench", results: "Results", json_file: Path | None, console: "Co
     from vllm_dare.evaluation.bench import run
     from vllm_dare.evaluation.bench_progress import BenchProgress
     from vllm_dare.generation.interruption import Interruption, StartInterruptedError
+    from vllm_dare.generation.paths import report_errors
     from vllm_dare.pool.files import replace_text
 
     def save() -> None:
         if json_file is not None:
-            replace_text(json_file, json.dumps(results.as_dict(), indent=1) + "\n")
+            with report_errors("--json", json_file):
+                replace_text(json_file, json.dumps(results.as_dict(), indent=1) + "\n")
 
     try:
         with Interruption(console), BenchProgress(plan, console) as progress:
@@ -151,6 +153,7 @@ def _report(results: "Results", plots: Path | None, report: Path | None, console
     from vllm_dare.evaluation.bench_plots import write_plots
     from vllm_dare.evaluation.bench_report import failure_lines, markdown, tables
     from vllm_dare.evaluation.grid import stacked
+    from vllm_dare.generation.paths import report_errors
     from vllm_dare.pool.files import replace_text
 
     found = results.as_dict()
@@ -161,10 +164,14 @@ def _report(results: "Results", plots: Path | None, report: Path | None, console
         out.print(table)
     for line in failure_lines(found):
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-    pictures = write_plots(found, plots) if plots is not None else []
+    pictures: list[Path] = []
+    if plots is not None:
+        with report_errors("--plots", plots):
+            pictures = write_plots(found, plots)
     if report is not None:
         links = [os.path.relpath(picture, report.parent) for picture in pictures]
-        replace_text(report, markdown(found, links))
+        with report_errors("--markdown", report):
+            replace_text(report, markdown(found, links))
 
 
 def _exit_status(results: "Results", signal: int | None) -> int:

@@ -132,6 +132,7 @@ def replay(
     """
     from rich.console import Console
 
+    from vllm_dare.evaluation.bench_provenance import provenance
     from vllm_dare.evaluation.corpus import read_corpus
     from vllm_dare.evaluation.order import Order
     from vllm_dare.evaluation.split import read_split
@@ -140,6 +141,7 @@ def replay(
     _check_mode(split, order, train or test or pool_size)
     inputs = [*documents, *(assignments or ()), *([split] if split is not None else [])]
     _check_outputs(inputs, json_file, plots)
+    origin = provenance()  # now: a run takes long, and keeps the machine busy
     lengths = _numbers("--draft", draft)
     check_lengths(lengths)
     peer_names = _names(peers)
@@ -166,7 +168,7 @@ def replay(
         study = Study(corpus, parts, schemes, lengths, chosen, sizes, peer_names, limit)
     console.print(_description(study), highlight=False, markup=False, soft_wrap=True)
     records, status = _run(study, console)
-    _report(study, records, status, json_file, plots)
+    _report(study, records, status, origin, json_file, plots)
     if status == "interrupted":
         console.print(
             f"Interrupted: the {len(records)} of {len(study.settings())} settings that were done are above.",
@@ -195,6 +197,7 @@ def _report(
     study: "Study | Order",
     records: list[dict[str, Any]],
     status: str,
+    origin: dict[str, Any],
     json_file: Path | None,
     plots: Path | None,
 ) -> None:
@@ -203,6 +206,7 @@ def _report(
     from vllm_dare.evaluation.grid import stacked
     from vllm_dare.evaluation.replay_plots import write_plots
     from vllm_dare.evaluation.replay_report import result_file, tables
+    from vllm_dare.generation.paths import report_errors
     from vllm_dare.pool.files import replace_text
 
     out = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -210,9 +214,12 @@ def _report(
         for table in (part for grid in tables(records) for part in stacked(grid, out.width)):
             out.print(table)
     if json_file is not None:
-        replace_text(json_file, json.dumps(result_file(study, records, status), indent=1) + "\n")
+        with report_errors("--json", json_file):
+            result = result_file(study, records, status, origin)
+            replace_text(json_file, json.dumps(result, indent=1) + "\n")
     if plots is not None and records:
-        write_plots(records, plots)
+        with report_errors("--plots", plots):
+            write_plots(records, plots)
 
 
 def _description(study: "Study | Order") -> str:
@@ -261,7 +268,7 @@ def _check_outputs(inputs: Sequence[Path], json_file: Path | None, plots: Path |
     from vllm_dare.generation.paths import check_report_file, check_report_folder
 
     if json_file is not None:
-        check_report_file("--json", json_file, inputs)
+        check_report_file("--json", json_file, [*inputs, *([plots] if plots is not None else [])])
     if plots is not None:
         check_report_folder("--plots", plots)
 

@@ -99,8 +99,9 @@ def _draw_learning(axes: "Axes", records: Sequence[Record]) -> None:
             label=_name(record, records),
         )
     axes.set_ylim(bottom=1)
+    axes.set_xlim(left=0, right=max(record["blocks"][-1]["from"] for record in records) + BLOCK_DOCUMENTS)
     axes.set_xlabel("documents written before")
-    axes.set_ylabel(f"output tokens per step, over {BLOCK_DOCUMENTS} documents")
+    axes.set_ylabel(f"output tokens per step, over the next {BLOCK_DOCUMENTS} documents or all that are left")
 
 
 def _draw_survival(axes: "Axes", records: Sequence[Record]) -> None:
@@ -113,6 +114,7 @@ def _draw_survival(axes: "Axes", records: Sequence[Record]) -> None:
         predicted = [v for v in record["predicted_survival_by_position"] or () if v is not None]
         axes.plot(range(1, len(predicted) + 1), predicted, "o", color=f"C{number}", markersize=2.5)
     axes.plot([], [], "o", color="grey", markersize=2.5, label="dots: predicted")
+    _name_pool(axes, records)
     axes.set_ylim(0, 1)
     axes.set_xlabel("position in the chain")
     axes.set_ylabel("share of drafts right up to here")
@@ -131,6 +133,7 @@ def _draw_reliability(axes: "Axes", records: Sequence[Record]) -> None:
             markersize=4,
             label=f"{_name(record, _widest(records))}\n(calibration error {error:.3f})",
         )
+    _name_pool(axes, records)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("predicted survival of a draft token")
@@ -141,6 +144,13 @@ def _widest(records: Sequence[Record]) -> list[Record]:
     """The records of the largest pool, and those without one: a line for each pool would hide the rest."""
     largest = max((r["setting"]["pool_documents"] or 0 for r in records), default=0)
     return [r for r in records if r["setting"]["pool_documents"] in (None, largest)]
+
+
+def _name_pool(axes: "Axes", records: Sequence[Record]) -> None:
+    """Where there are pools of several sizes, say which one is drawn."""
+    sizes = {r["setting"]["pool_documents"] for r in records if r["setting"]["pool_documents"]}
+    if len(sizes) > 1:
+        axes.set_title(f"pool of {max(sizes):,} documents", fontsize="medium")
 
 
 def _name(record: Record, among: Sequence[Record]) -> str:

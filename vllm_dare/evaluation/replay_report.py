@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vllm_dare.evaluation.bench_provenance import provenance
 from vllm_dare.evaluation.corpus import Corpus
 from vllm_dare.evaluation.grid import Grid
 from vllm_dare.evaluation.order import BLOCK_DOCUMENTS, Order
@@ -14,18 +13,21 @@ Record = Mapping[str, Any]
 _MISSING = "-"
 
 
-def result_file(study: Study | Order, results: Sequence[Record], status: str) -> dict[str, Any]:
+def result_file(
+    study: Study | Order, results: Sequence[Record], status: str, origin: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of the result file, as JSON values.
 
     Args:
         study: what was compared.
         results: the settings' records, from `Outcome.as_dict`.
         status: "done" or "interrupted".
+        origin: `vllm_dare.evaluation.bench_provenance.provenance` as the run began.
     """
     return {
         "command": "replay",
         "status": status,
-        "provenance": provenance(),
+        "provenance": dict(origin),
         "corpus": _corpus(study.corpus),
         "split": _split(study) if isinstance(study, Study) else None,
         "results": list(results),

@@ -1,6 +1,7 @@
 """Look at a run's files before anything is written or started."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_dare.errors import DareError
@@ -51,6 +52,21 @@ def check_report_file(option: str, path: Path, others: Iterable[Path]) -> None:
     if not path.parent.is_dir():
         raise DareError(f"{option} {path} cannot be written: there is no directory {path.parent}.")
     _check_folder(option, path, path.parent)
+
+
+@contextmanager
+def report_errors(option: str, path: Path) -> Iterator[None]:
+    """Say which report could not be written, should the disk be full by the time the run is over.
+
+    Raises:
+        DareError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DareError(
+            f"{option} {path} could not be written ({error.strerror or error}); what was found is above."
+        ) from None
 
 
 def check_report_folder(option: str, path: Path) -> None:

@@ -96,6 +96,8 @@ def _from_hub(name: str) -> str:
 
     The hub is asked once whether it answers: a download that cannot begin is tried again for minutes.
     """
+    if name.startswith(("/", "./", "../", "~")):
+        raise PoolError(f"there is no directory {name}")
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

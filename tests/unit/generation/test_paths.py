@@ -1,12 +1,14 @@
 """A run's files are told apart before anything is written."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vllm_dare.errors import DareError
-from vllm_dare.generation.paths import check_paths, check_report_file, check_report_folder
+from vllm_dare.generation.paths import check_paths, check_report_file, check_report_folder, report_errors
 
 
 @pytest.fixture
@@ -65,3 +67,12 @@ def test_a_report_cannot_replace_a_device() -> None:
 def test_a_file_is_no_folder(prompts: Path, name: str) -> None:
     with pytest.raises(DareError, match=r"prompts.jsonl is a file; name another one"):
         check_report_folder("--plots", prompts.parent / name)
+
+
+def test_a_report_that_cannot_be_written_in_the_end_is_named(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(DareError, match=r"--json .*out.json could not be written \(No space left on device\)"),
+        report_errors("--json", tmp_path / "out.json"),
+    ):
+        raise full

@@ -96,3 +96,8 @@ def test_what_is_in_the_hubs_cache_needs_no_hub(
     (model / "refs" / "main").write_text("0" * 40)
     shutil.copytree(tokenizer, model / "snapshots" / ("0" * 40))
     assert load(tmp_path, environment).stdout == "10\n"
+
+
+def test_a_path_to_nothing_is_not_asked_of_the_hub() -> None:
+    with pytest.raises(PoolError, match="there is no directory"):
+        load_tokenizer("./nothing")
