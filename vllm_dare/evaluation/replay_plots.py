@@ -99,9 +99,9 @@ def _draw_learning(axes: "Axes", records: Sequence[Record]) -> None:
             label=_name(record, records),
         )
     axes.set_ylim(bottom=1)
-    axes.set_xlim(left=0, right=max(record["blocks"][-1]["from"] for record in records) + BLOCK_DOCUMENTS)
-    axes.set_xlabel("documents written before")
-    axes.set_ylabel(f"output tokens per step, over the next {BLOCK_DOCUMENTS} documents or all that are left")
+    axes.set_xlim(left=-5, right=max(record["blocks"][-1]["from"] for record in records) + BLOCK_DOCUMENTS)
+    axes.set_xlabel(f"documents written before (a point is for the next {BLOCK_DOCUMENTS}, or what is left)")
+    axes.set_ylabel("output tokens per step")
 
 
 def _draw_survival(axes: "Axes", records: Sequence[Record]) -> None:
