@@ -291,7 +291,7 @@ class Drafter:
         """Tell the kernel where everything is."""
         if token_ids.dtype != np.int32 or not token_ids.flags.c_contiguous:
             raise TypeError(f"token_ids must be C-contiguous int32, not {token_ids.dtype}")
-        self._token_ids, self._batch = token_ids, batch
+        self._batch = None  # until all is pointed at: the kernel must not be called with half of it
         number = len(batch.rows)
         if len(self._sizes) != number:
             self._sizes, self._limits = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
@@ -327,6 +327,7 @@ class Drafter:
             (MATCHES, drafts.matches),
         ):
             self._arguments[word] = array.ctypes.data
+        self._token_ids, self._batch = token_ids, batch
 
     def compile(self) -> None:
         """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
