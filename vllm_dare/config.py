@@ -7,25 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_dare.errors import ConfigError
-
-
-class VerificationConfig(BaseModel):
-    """When a draft token that vLLM's own rule rejects may be kept all the same.
-
-    In mode ``relaxed`` a draft token x is kept iff the target ranks it among its ``top_k`` most probable
-    tokens, p(x) > ``min_prob``, p(x) >= ``min_ratio`` * max p, and, with ``guard_stop_tokens``, neither x
-    nor the most probable token is a stop token. ``top_k=1`` is the same as ``strict``.
-    ``top_k=2, min_prob=0.1, min_ratio=0, guard_stop_tokens=False`` is the rule of LASER
-    (arXiv 2408.05676).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mode: Literal["strict", "relaxed"] = "strict"
-    top_k: int = Field(default=2, ge=1)
-    min_prob: float = Field(default=0.1, ge=0, lt=1)
-    min_ratio: float = Field(default=0.0, ge=0, le=1)
-    guard_stop_tokens: bool = True
+from vllm_dare.verification.rule import RuleLimits, VerificationConfig
 
 
 class LiveConfig(BaseModel):
@@ -51,8 +33,9 @@ class DareConfig(BaseModel):
     Attributes:
         pool: the pool directory; None drafts from each request's own text alone.
         verification: see `VerificationConfig`; strict by default, which changes no output.
-        allow_override: whether a request may choose its own ``dare_verification``, ``dare_top_k``,
-            ``dare_min_prob`` and ``dare_min_ratio``; the group keys are always allowed.
+        allow_override: whether a request may choose its own rule (``dare_verification``, ``dare_preset`` and
+            the bounds); the group keys are always allowed.
+        limits: the loosest rule that a request may choose, see `RuleLimits`.
         verify_pool: whether start-up reads every segment and compares its checksum (about a second per GB).
         live: see `LiveConfig`; None, the default, learns nothing. Needs a pool, which may still be missing.
         draft_budget: "auto" sends the drafts that pay at the engine's load, see
@@ -64,6 +47,7 @@ class DareConfig(BaseModel):
     pool: Path | None = None
     verification: VerificationConfig = VerificationConfig()
     allow_override: bool = True
+    limits: RuleLimits = RuleLimits()
     verify_pool: bool = True
     live: LiveConfig | None = None
     draft_budget: Literal["auto", "fixed"] = "auto"
@@ -103,6 +87,7 @@ def _one_sentence(error: ValidationError) -> str:
 def _known_settings(parents: tuple[int | str, ...]) -> str:
     nested: dict[tuple[int | str, ...], type[BaseModel]] = {
         ("verification",): VerificationConfig,
+        ("limits",): RuleLimits,
         ("live",): LiveConfig,
     }
     model = nested.get(parents, DareConfig)

@@ -6,17 +6,32 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vllm_dare.config import DareConfig, VerificationConfig
+from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
+from vllm_dare.verification.rule import VerificationConfig
 
 PREFIX = "dare_"
 _GROUP_KEYS = ("dare_group", "dare_user", "dare_item")
-# Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False.
+# Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False, or bound
+# with limits.
 _RULE_KEYS = {
     "dare_verification": "mode",
-    "dare_top_k": "top_k",
-    "dare_min_prob": "min_prob",
-    "dare_min_ratio": "min_ratio",
+    "dare_preset": "preset",
+    **{
+        f"dare_{field}": field
+        for field in (
+            "top_k",
+            "min_prob",
+            "min_ratio",
+            "min_entropy",
+            "window",
+            "max_relaxed",
+            "max_relaxed_per_100",
+            "max_relaxed_in_row",
+            "never_relax",
+            "protect",
+        )
+    },
 }
 KNOWN_KEYS = (*_GROUP_KEYS, *_RULE_KEYS)
 
@@ -47,18 +62,12 @@ class RequestOptions:
         for key in given:
             if key not in KNOWN_KEYS:
                 raise RequestError(key, f"Unknown request key {key}; known keys are {', '.join(KNOWN_KEYS)}.")
-        rule = {field: given[key] for key, field in _RULE_KEYS.items() if key in given}
-        if rule and not config.allow_override:
-            key = next(key for key in _RULE_KEYS if key in given)
-            raise RequestError(
-                key,
-                f"The operator of this engine does not let requests set {key}: leave it out.",
-            )
+        rule = {key: given[key] for key in _RULE_KEYS if key in given}
         return cls(
             group=_identifier("dare_group", given.get("dare_group")),
             user=_identifier("dare_user", given.get("dare_user")),
             item=_identifier("dare_item", given.get("dare_item")),
-            verification=_override(config.verification, rule) if rule else config.verification,
+            verification=_override(config, rule) if rule else config.verification,
         )
 
 
@@ -68,9 +77,8 @@ def request_args(
     user: str | int | None = None,
     item: str | int | None = None,
     verification: str | None = None,
-    top_k: int | None = None,
-    min_prob: float | None = None,
-    min_ratio: float | None = None,
+    preset: str | None = None,
+    **bounds: Any,
 ) -> dict[str, Any]:
     """Build a request's metadata for `SamplingParams(extra_args=...)` or the server's `vllm_xargs`.
 
@@ -78,16 +86,26 @@ def request_args(
         group: the group whose text drafts for this request.
         user, item: an id to look up in the pool's assignments; used when no group is given.
         verification: "strict" or "relaxed", instead of the engine's default.
-        top_k, min_prob, min_ratio: the relaxed rule's bounds, see `VerificationConfig`.
+        preset: the relaxed rule to begin with, see `vllm_dare.verification.rule.PRESETS`.
+        bounds: bounds of the relaxed rule by the names that `VerificationConfig` gives them: ``top_k``,
+            ``min_prob``, ``min_ratio``, ``min_entropy``, ``window``, ``max_relaxed``,
+            ``max_relaxed_per_100``, ``max_relaxed_in_row``, ``never_relax`` and ``protect``.
 
     Returns:
         A flat dictionary of the keys that were given.
 
     Raises:
-        RequestError: a value that no engine would accept.
+        RequestError: a bound that does not exist, or a value that no engine would accept.
     """
-    values = (group, user, item, verification, top_k, min_prob, min_ratio)
-    given = {key: value for key, value in zip(KNOWN_KEYS, values, strict=True) if value is not None}
+    named = {
+        "dare_group": group,
+        "dare_user": user,
+        "dare_item": item,
+        "dare_verification": verification,
+        "dare_preset": preset,
+        **{f"{PREFIX}{name}": value for name, value in bounds.items()},
+    }
+    given = {key: value for key, value in named.items() if value is not None}
     RequestOptions.parse(given, DareConfig())
     return given
 
@@ -100,10 +118,56 @@ def _identifier(key: str, value: Any) -> str | None:
     raise RequestError(key, f"{key} must be a non-empty string or an integer, not {value!r}.")
 
 
-def _override(default: VerificationConfig, rule: dict[str, Any]) -> VerificationConfig:
+def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfig:
+    """The operator's rule, or the preset that the request names, with what else the request says.
+
+    Args:
+        given: the request's rule keys and their values, at least one.
+    """
+    if not config.allow_override:
+        key = next(iter(given))
+        raise RequestError(key, f"The operator of this engine does not let requests set {key}: leave it out.")
+    if "dare_preset" in given and given.get("dare_verification") == "strict":
+        raise RequestError(
+            "dare_preset", "dare_preset and dare_verification 'strict' contradict each other: leave out one."
+        )
+    fields = {_RULE_KEYS[key]: _as_field(value) for key, value in given.items()}
+    base = {} if "preset" in fields else config.verification.model_dump()
     try:
-        return VerificationConfig.model_validate({**default.model_dump(), **rule}, strict=True)
+        rule = VerificationConfig.model_validate({**base, **fields}, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = next(key for key, field in _RULE_KEYS.items() if field == first["loc"][0])
-        raise RequestError(key, f"Bad value {first['input']!r} for {key}: {first['msg']}.") from None
+        raise _bad_value(error) from None
+    _check_limits(config, rule, given)
+    return rule
+
+
+def _as_field(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _bad_value(error: ValidationError) -> RequestError:
+    first = error.errors()[0]
+    key = next(key for key, field in _RULE_KEYS.items() if field == first["loc"][0])
+    return RequestError(key, f"Bad value {first['input']!r} for {key}: {first['msg']}.")
+
+
+def _check_limits(config: DareConfig, rule: VerificationConfig, given: Mapping[str, Any]) -> None:
+    limits = config.limits
+    if limits.presets is not None and "dare_preset" in given and rule.preset not in limits.presets:
+        raise RequestError(
+            "dare_preset",
+            f"The operator of this engine allows the presets {', '.join(limits.presets) or '(none)'}, not "
+            f"{rule.preset!r}, as dare_preset.",
+        )
+    field = limits.exceeded(rule)
+    if field is not None:
+        key = f"{PREFIX}{field}" if f"{PREFIX}{field}" in given else next(iter(given))
+        raise RequestError(
+            key,
+            f"{key} asks for {field} {_said(getattr(rule, field))}, beyond the limit that the operator of "
+            f"this engine sets ({getattr(limits, field)}).",
+        )
+
+
+def _said(value: Any) -> str:
+    return "without a bound" if value is None else str(value)

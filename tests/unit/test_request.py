@@ -3,6 +3,7 @@ import pytest
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
 from vllm_dare.request import RequestOptions, request_args
+from vllm_dare.verification.rule import VerificationConfig
 
 RELAXED = DareConfig.model_validate({"verification": {"mode": "relaxed", "min_prob": 0.2}})
 
@@ -39,6 +40,18 @@ def test_override_changes_only_what_it_names() -> None:
         ({"dare_top_k": "2"}, "dare_top_k"),
         ({"dare_min_prob": 1.0}, "dare_min_prob"),
         ({"dare_min_ratio": -0.1}, "dare_min_ratio"),
+        ({"dare_min_ratio": 1.1}, "dare_min_ratio"),
+        ({"dare_preset": "careless"}, "dare_preset"),
+        ({"dare_preset": ["fast"]}, "dare_preset"),
+        ({"dare_preset": "fast", "dare_verification": "strict"}, "dare_preset"),
+        ({"dare_max_relaxed": -1}, "dare_max_relaxed"),
+        ({"dare_max_relaxed_per_100": 101}, "dare_max_relaxed_per_100"),
+        ({"dare_max_relaxed_in_row": 1.5}, "dare_max_relaxed_in_row"),
+        ({"dare_window": -2}, "dare_window"),
+        ({"dare_never_relax": ["", "x"]}, "dare_never_relax"),
+        ({"dare_never_relax": [-1]}, "dare_never_relax"),
+        ({"dare_protect": ["letters"]}, "dare_protect"),
+        ({"dare_protect": "digits"}, "dare_protect"),
     ],
 )
 def test_bad_keys_and_values_name_the_key(extra_args: dict[str, object], key: str) -> None:
@@ -46,6 +59,52 @@ def test_bad_keys_and_values_name_the_key(extra_args: dict[str, object], key: st
         RequestOptions.parse(extra_args, DareConfig())
     assert caught.value.key == key
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_takes_the_place_of_the_operators_rule() -> None:
+    got = RequestOptions.parse({"dare_preset": "fast", "dare_min_prob": 0.3}, RELAXED).verification
+    assert got == VerificationConfig(preset="fast", min_prob=0.3)
+    assert got.mode == "relaxed"
+
+
+def test_lists_come_as_lists_over_http() -> None:
+    got = RequestOptions.parse({"dare_never_relax": ["Drama", 7], "dare_protect": ["json"]}, RELAXED)
+    assert got.verification.never_relax == ("Drama", 7)
+    assert got.verification.protect == ("json",)
+
+
+LIMITS = {"presets": ["careful", "fast"], "top_k": 3, "min_prob": 0.05, "max_relaxed": 40}
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "key", "message"),
+    [
+        ({"dare_preset": "paper"}, "dare_preset", "allows the presets careful, fast, not 'paper'"),
+        ({"dare_top_k": 4, "dare_max_relaxed": 9}, "dare_top_k", r"top_k 4, beyond the limit .*\(3\)"),
+        (
+            {"dare_preset": "fast", "dare_max_relaxed": 41},
+            "dare_max_relaxed",
+            r"max_relaxed 41, beyond the limit .*\(40\)",
+        ),
+        ({"dare_preset": "fast"}, "dare_preset", r"asks for max_relaxed without a bound"),
+        ({"dare_verification": "relaxed"}, "dare_verification", r"asks for max_relaxed without a bound"),
+        ({"dare_max_relaxed": 9, "dare_min_prob": 0.01}, "dare_min_prob", r"min_prob 0.01, beyond"),
+    ],
+)
+def test_the_operators_limits_name_the_key(extra_args: dict[str, object], key: str, message: str) -> None:
+    config = DareConfig.model_validate({"verification": {"mode": "relaxed"}, "limits": LIMITS})
+    with pytest.raises(RequestError, match=message) as caught:
+        RequestOptions.parse(extra_args, config)
+    assert caught.value.key == key
+    assert "\n" not in str(caught.value)
+
+
+def test_within_the_operators_limits() -> None:
+    config = DareConfig.model_validate({"limits": LIMITS})
+    asked = {"dare_preset": "fast", "dare_max_relaxed": 40}
+    assert RequestOptions.parse(asked, config).verification.max_relaxed == 40
+    assert RequestOptions.parse({"dare_verification": "strict"}, config).verification.mode == "strict"
+    assert RequestOptions.parse({"dare_group": "a"}, config).verification == config.verification
 
 
 def test_the_operator_can_forbid_rules_but_not_groups() -> None:

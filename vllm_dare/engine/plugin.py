@@ -94,11 +94,15 @@ class Patch:
 def _check_configuration(original: Any) -> Any:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
+        from vllm_dare.engine import request_meters
         from vllm_dare.engine.start import check_engine_config
 
         if check_engine_config(vllm_config):
             REQUEST_CHECK.apply()
             HTTP_REQUEST_CHECK.apply()
+            if request_meters.prepare(vllm_config):
+                METERS_FRONT_END.apply()
+                METERS_IN_ANSWERS.apply()
         return vllm_config
 
     return create_engine_config
@@ -140,6 +144,31 @@ def _bind_runner(original: Any) -> Any:
     return load_model
 
 
+def _report_meters(original: Any) -> Any:
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.engine.proposer import DareProposer
+
+        output = original(self, *args, **kwargs)
+        drafter = getattr(self, "drafter", None)
+        if isinstance(drafter, DareProposer):
+            drafter.report_meters(output)
+        return output
+
+    return sample_tokens
+
+
+def _take_meters_out(original: Any) -> Any:
+    from vllm_dare.engine.request_meters import taking_meters_out
+
+    return taking_meters_out(original)
+
+
+def _show_meters(original: Any) -> Any:
+    from vllm_dare.engine.request_meters import showing_meters
+
+    return showing_meters(original)
+
+
 def _close_drafter(original: Any) -> Any:
     def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm_dare.engine.proposer import DareProposer
@@ -156,18 +185,29 @@ def _relax(original: Any) -> Any:
     signature = inspect.signature(original)
 
     def rejection_sample(*args: Any, **kwargs: Any) -> Any:
+        from vllm.v1.sample import rejection_sampler
+
         from vllm_dare.verification.sampler import current_relaxation
 
         relaxation = current_relaxation.get()
         if relaxation is None:
             return original(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
-        call.arguments["target_logits"] = relaxation(
-            call.arguments["target_logits"], call.arguments["draft_token_ids"]
-        )
-        return original(*call.args, **call.kwargs)
+        with relaxation.around(call.arguments, rejection_sampler.generate_uniform_probs):
+            return original(*call.args, **call.kwargs)
 
     return rejection_sample
+
+
+def _draw_once(original: Any) -> Any:
+    def generate_uniform_probs(*args: Any, **kwargs: Any) -> Any:
+        from vllm_dare.verification.sampler import current_relaxation
+
+        relaxation = current_relaxation.get()
+        drawn = relaxation.take_uniform() if relaxation is not None else None
+        return original(*args, **kwargs) if drawn is None else drawn
+
+    return generate_uniform_probs
 
 
 def _expand_on_cpu(_original: Any) -> Any:
@@ -246,6 +286,24 @@ HTTP_REQUEST_CHECK = Patch(
     until="As the request check.",
     wrap=_check_http_request,
 )
+METERS_FRONT_END = Patch(
+    name="request meters, front end",
+    module="vllm.v1.engine.output_processor",
+    qualname="RequestState.make_request_output",
+    parameters=("kv_transfer_params",),
+    why="What relaxing did for a request arrives in a field that is meant for others, and is taken out here.",
+    until="vLLM's outputs carry values of plugins.",
+    wrap=_take_meters_out,
+)
+METERS_IN_ANSWERS = Patch(
+    name="request meters, answers",
+    module="vllm.v1.metrics.stats",
+    qualname="RequestSpecDecodeMetrics.to_dict",
+    parameters=("self",),
+    why="The server's answers show what relaxing did beside vLLM's own draft metrics.",
+    until="As the request meters in the front end.",
+    wrap=_show_meters,
+)
 RUNNER_BINDING = Patch(
     name="runner binding",
     module="vllm.v1.worker.gpu_model_runner",
@@ -273,14 +331,41 @@ RUNNER_SHUTDOWN = Patch(
     until="vLLM closes custom_class proposers.",
     wrap=_close_drafter,
 )
+METERS_WORKER = Patch(
+    name="request meters, worker",
+    module="vllm.v1.worker.gpu_model_runner",
+    qualname="GPUModelRunner.sample_tokens",
+    parameters=("self",),
+    why="What relaxing did in a step goes with the step's output; nothing else leaves the worker.",
+    until="As the request meters in the front end.",
+    wrap=_report_meters,
+)
 RELAXED_ACCEPTANCE = Patch(
     name="relaxed acceptance",
     module="vllm.v1.sample.rejection_sampler",
     qualname="rejection_sample",
-    parameters=("draft_token_ids", "target_logits"),
+    parameters=(
+        "draft_token_ids",
+        "num_draft_tokens",
+        "cu_num_draft_tokens",
+        "target_logits",
+        "sampling_metadata",
+    ),
     why="The one place that sees processed logits and draft tokens before vLLM's kernels decide.",
     until="RejectionSampler.forward has a method to override between processing and deciding.",
     wrap=_relax,
+)
+RELAXED_RANDOMNESS = Patch(
+    name="relaxed acceptance, random numbers",
+    module="vllm.v1.sample.rejection_sampler",
+    qualname="generate_uniform_probs",
+    parameters=("num_tokens", "num_draft_tokens", "generators", "device"),
+    why=(
+        "Whether vLLM's own rule accepts a sampled token hangs on its random number: it is drawn before the "
+        "relaxed rule decides, and handed to vLLM's kernel after."
+    ),
+    until="As the relaxed acceptance.",
+    wrap=_draw_once,
 )
 CPU_EXPANSION = Patch(
     name="per-token sampling parameters on CPU",
@@ -321,7 +406,14 @@ _CPU_PATCHES = (CPU_RUNNER_BINDING, CPU_EXPANSION, CPU_SEED_REWIND, CPU_SEED_BOO
 
 def ledger() -> tuple[Patch, ...]:
     """Every patch that this platform gets, in the order in which they are applied."""
-    return (CONFIGURATION_CHECK, REQUEST_CHECK, HTTP_REQUEST_CHECK, *_worker_patches())
+    return (
+        CONFIGURATION_CHECK,
+        REQUEST_CHECK,
+        HTTP_REQUEST_CHECK,
+        METERS_FRONT_END,
+        METERS_IN_ANSWERS,
+        *_worker_patches(),
+    )
 
 
 def _worker_patches() -> tuple[Patch, ...]:
@@ -330,7 +422,9 @@ def _worker_patches() -> tuple[Patch, ...]:
     return (
         RUNNER_BINDING,
         RUNNER_SHUTDOWN,
+        METERS_WORKER,
         RELAXED_ACCEPTANCE,
+        RELAXED_RANDOMNESS,
         *(_CPU_PATCHES if current_platform.is_cpu() else ()),
     )
 

@@ -16,13 +16,15 @@ from vllm.logger import init_logger
 from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import kind_of
 from vllm_dare.drafting.drafter import Batch, Drafter, Memory, Sources
-from vllm_dare.engine import plugin
+from vllm_dare.engine import plugin, request_meters
 from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import RequestOptions
-from vllm_dare.verification.sampler import RelaxedRejectionSampler, RequestRule
+from vllm_dare.verification.request_rule import RequestRule
+from vllm_dare.verification.sampler import RelaxedRejectionSampler
+from vllm_dare.verification.token_guards import TokenGuards
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
@@ -102,6 +104,9 @@ class DareProposer:
         )
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
+        self._guards = token_guards(vllm_config.model_config)
+        self._guards.prepare(self.config.verification)
+        self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
         self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
         self._runner: Any = None
@@ -126,7 +131,9 @@ class DareProposer:
         if self._learner is not None and self._drafts_here:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
-        runner.rejection_sampler = RelaxedRejectionSampler(runner.rejection_sampler, self.rules_of_batch)
+        runner.rejection_sampler = RelaxedRejectionSampler(
+            runner.rejection_sampler, self.rules_of_batch, lambda: self._guards.kinds
+        )
 
     def close(self) -> None:
         """The engine is about to end: write down what it has learned, cut short as some texts may be."""
@@ -144,6 +151,20 @@ class DareProposer:
     def rules_of_batch(self) -> Sequence[RequestRule]:
         """The acceptance rule of every request in the running batch, in batch order."""
         return [self._state(request_id).rule for request_id in self._runner.input_batch.req_ids]
+
+    def report_meters(self, output: Any) -> None:
+        """Put on the worker's output what relaxing did so far for the requests that may be over now."""
+        if not self._returns_meters:
+            return
+        self._runner.rejection_sampler.settle()
+        states = ((request_id, self._states.get(request_id)) for request_id in output.req_ids)
+        meters = {
+            request_id: state.rule.meters.as_dict()
+            for request_id, state in states
+            if state is not None and state.rule.relaxes
+        }
+        if meters:
+            setattr(output, request_meters.METERS, meters)
 
     def propose(
         self,
@@ -231,7 +252,12 @@ class DareProposer:
         options = self._options(params.extra_args if params is not None else None)
         stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
         max_tokens = params.max_tokens if params is not None else None
-        rule = RequestRule(options.verification, stops)
+        rule = RequestRule(
+            options.verification,
+            stops,
+            self._guards.prepare(options.verification),
+            lambda: request.output_token_ids,
+        )
         group = self._group(options)
         sources = self._sources(group)
         sampled = params is not None and params.temperature > 0
@@ -307,6 +333,20 @@ class DareProposer:
                 type(error).__name__,
                 error,
             )
+
+
+def token_guards(model_config: Any) -> TokenGuards:
+    """The guards over the model's own tokenizer, which is loaded when a rule first asks for a token's text."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    def texts() -> Sequence[str]:
+        tokenizer = cached_tokenizer_from_config(model_config)
+        return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+
+    def encode(text: str) -> Sequence[int]:
+        return cached_tokenizer_from_config(model_config).encode(text, add_special_tokens=False)
+
+    return TokenGuards(model_config.get_vocab_size(), texts, encode)
 
 
 def _seed(prompt_token_ids: list[int] | None) -> int:

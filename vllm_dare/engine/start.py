@@ -147,14 +147,13 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
         ", which learns what is written" if config.live is not None else "",
         rule.mode,
     )
-    if rule.mode == "relaxed":
+    if rule.relaxes:
+        bounds = rule.model_dump(exclude={"mode", "preset"}, exclude_defaults=True)
         logger.warning(
-            "DARE: RELAXED verification changes the text that is written: a draft token is kept if it ranks "
-            "among the %d most probable with p > %g and p >= %g x the best. Leave dare.verification out for "
-            "output as without DARE.",
-            rule.top_k,
-            rule.min_prob,
-            rule.min_ratio,
+            "DARE: RELAXED verification changes the text that is written: drafts are kept by the preset %s (%s). "
+            "Leave dare.verification out for output as without DARE.",
+            rule.preset,
+            ", ".join(f"{name} {value}" for name, value in bounds.items()),
         )
 
 

@@ -1,55 +1,61 @@
 """vLLM's rejection sampler with relaxed acceptance for the requests that ask for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from vllm_dare.config import VerificationConfig
-from vllm_dare.verification.policy import force_tokens, relaxed_acceptance
-
-
-@dataclass(frozen=True)
-class RequestRule:
-    """One request's acceptance rule and the tokens that end it."""
-
-    verification: VerificationConfig
-    stop_token_ids: tuple[int, ...]
-
-    @property
-    def relaxes(self) -> bool:
-        """Whether this request may keep a token that strict verification would not."""
-        return self.verification.mode == "relaxed" and self.verification.top_k > 1
-
-
-# Receives (target_logits, draft_token_ids) and returns the logits to verify with; set only while
-# RelaxedRejectionSampler.forward runs, read by the patched `rejection_sample`.
-Relaxation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-current_relaxation: ContextVar[Relaxation | None] = ContextVar("current_relaxation", default=None)
+from vllm_dare.verification.meters import Meters
+from vllm_dare.verification.policy import (
+    NUM_PROGRESS_COLUMNS,
+    QUOTED,
+    USED,
+    WRITTEN,
+    BatchRules,
+    Verdict,
+    force_tokens,
+    restore_tokens,
+    verify,
+)
+from vllm_dare.verification.request_rule import RequestRule
 
 
 class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
     """`RejectionSampler` that first forces the draft tokens which a request's relaxed rule keeps.
 
     The rule sees vLLM's processed logits, so masks, penalties, temperature, top-k and top-p hold. Reported
-    log-probs stay the target's: they are computed from logits that are not touched. A batch without a
-    relaxed request runs vLLM's code alone.
+    log-probs stay the target's: the logits are put back before they are computed. A batch without a relaxed
+    request runs vLLM's code alone.
 
     Args:
         native: the runner's own rejection sampler, whose state (modes, tables) is taken over.
         rules_of_batch: returns the rule of every request of the running batch, in batch order.
+        kinds: returns what each token is, see `TokenGuards.kinds`.
+
+    Attributes:
+        meters: what relaxing did since the start, over all requests.
     """
 
-    def __init__(self, native: RejectionSampler, rules_of_batch: Callable[[], Sequence[RequestRule]]) -> None:
+    def __init__(
+        self,
+        native: RejectionSampler,
+        rules_of_batch: Callable[[], Sequence[RequestRule]],
+        kinds: Callable[[], npt.NDArray[np.uint8]],
+    ) -> None:
         torch.nn.Module.__init__(self)
         self.__dict__.update(native.__dict__)
         self.rules_of_batch = rules_of_batch
+        self.meters = Meters()
+        self._kinds = kinds
+        self._reports: list[tuple[Sequence[RequestRule], torch.Tensor]] = []
 
     def forward(
         self,
@@ -66,37 +72,97 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         # Dummy batches of vLLM's warm-up belong to no request.
         if len(rules) != len(metadata.num_draft_tokens) or not any(rule.relaxes for rule in rules):
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
-        reports_logits = self.is_processed_logprobs_mode and sampling_metadata.max_num_logprobs is not None
-
-        def relax(target_logits: torch.Tensor, draft_token_ids: torch.Tensor) -> torch.Tensor:
-            bounds = _rule_tensors(rules, metadata.num_draft_tokens, target_logits.device)
-            kept = relaxed_acceptance(target_logits, draft_token_ids, **bounds)
-            if reports_logits:
-                target_logits = target_logits.clone()
-            force_tokens(target_logits, kept, draft_token_ids)
-            return target_logits
-
-        token = current_relaxation.set(relax)
+        self.settle()
+        relaxation = Relaxation(rules, self._kinds())
+        token = current_relaxation.set(relaxation)
         try:
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
         finally:
             current_relaxation.reset(token)
+            if relaxation.report is not None:
+                self._reports.append((rules, relaxation.report))
+
+    def settle(self) -> None:
+        """Count what was decided since the last call; by now no GPU need be waited for."""
+        for rules, report in self._reports:
+            for rule, row in zip(rules, report.tolist(), strict=True):
+                if rule.relaxes:
+                    rule.meters.add(row)
+                    self.meters.add(row)
+        self._reports.clear()
 
 
-def _rule_tensors(
-    rules: Sequence[RequestRule], num_draft_tokens: list[int], device: torch.device
-) -> dict[str, Any]:
-    """The rules as `relaxed_acceptance` takes them: one entry a draft token."""
-    repeats = torch.tensor(num_draft_tokens)
+class Relaxation:
+    """One step's relaxing, around vLLM's `rejection_sample`.
 
-    def spread(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(repeats, dim=0).to(device)
+    Args:
+        rules: of the batch's requests.
+        kinds: see `TokenGuards.kinds`.
 
-    stops = [rule.stop_token_ids if rule.verification.guard_stop_tokens else () for rule in rules]
-    width = max(map(len, stops), default=0)
-    return {
-        "top_k": spread([rule.verification.top_k if rule.relaxes else 0 for rule in rules], torch.int64),
-        "min_prob": spread([rule.verification.min_prob for rule in rules], torch.float32),
-        "min_ratio": spread([rule.verification.min_ratio for rule in rules], torch.float32),
-        "stop_token_ids": spread([[*ids, *[-1] * (width - len(ids))] for ids in stops], torch.int64),
-    }
+    Attributes:
+        report: see `Verdict.report`; None before it is decided.
+    """
+
+    def __init__(self, rules: Sequence[RequestRule], kinds: npt.NDArray[np.uint8]) -> None:
+        self.report: torch.Tensor | None = None
+        self._rules, self._kinds = rules, kinds
+        self._uniform: torch.Tensor | None = None
+
+    @contextmanager
+    def around(self, arguments: Mapping[str, Any], draw: Callable[..., torch.Tensor]) -> Iterator[None]:
+        """Force what the rules keep while `rejection_sample` runs with these arguments.
+
+        Args:
+            arguments: of `rejection_sample`, by name.
+            draw: vLLM's `generate_uniform_probs`. It is called here, so that it is known what vLLM's own
+                rule accepts, and what it drew is handed out when `rejection_sample` asks for it.
+        """
+        logits, draft = arguments["target_logits"], arguments["draft_token_ids"]
+        sampling = arguments["sampling_metadata"]
+        greedy = None
+        if not sampling.all_greedy:
+            greedy = sampling.temperature == 0
+            self._uniform = draw(
+                len(draft), arguments["num_draft_tokens"], sampling.generators, logits.device
+            )
+        verdict = _verify_on(logits.device)(
+            logits, draft, arguments["cu_num_draft_tokens"], self._uniform, greedy, self._batch()
+        )
+        self.report = verdict.report
+        force_tokens(logits, draft, verdict)
+        try:
+            yield
+        finally:
+            restore_tokens(logits, draft, verdict)
+
+    def take_uniform(self) -> torch.Tensor | None:
+        """The random numbers of this step if they are drawn already; they are handed out once."""
+        uniform, self._uniform = self._uniform, None
+        return uniform
+
+    def _batch(self) -> BatchRules:
+        guards = [rule.guard_ids for rule in self._rules]
+        progress = np.zeros((len(self._rules), NUM_PROGRESS_COLUMNS), np.int64)
+        for row, rule in zip(progress, self._rules, strict=True):
+            if rule.relaxes:
+                row[USED], row[WRITTEN] = rule.meters.relaxed, rule.written()
+                row[QUOTED] = rule.quoted(self._kinds)
+        return BatchRules(
+            rules=np.stack([rule.row for rule in self._rules]),
+            guard_ends=np.cumsum([len(ids) for ids in guards]),
+            guard_ids=np.concatenate(guards),
+            kinds=self._kinds,
+            progress=progress,
+        )
+
+
+def _verify_on(device: torch.device) -> Callable[..., Verdict]:
+    if device.type == "cpu":
+        return verify
+    from vllm_dare.verification import cuda  # Triton is not to be had on CPU machines
+
+    return cuda.verify
+
+
+# Set only while RelaxedRejectionSampler.forward runs, read by the patched `rejection_sample`.
+current_relaxation: ContextVar[Relaxation | None] = ContextVar("current_relaxation", default=None)

@@ -17,8 +17,10 @@ pytest.importorskip("vllm")
 from vllm_dare.drafting.step_costs import StepLoad
 from vllm_dare.engine import plugin
 from vllm_dare.engine.proposer import DareProposer
+from vllm_dare.engine.request_meters import METERS
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
+from vllm_dare.verification import policy
 
 VOCAB = 64
 MAX_MODEL_LEN = 40
@@ -126,7 +128,7 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
-    def make(pool: Path | None, **settings: Any) -> DareProposer:
+    def make(pool: Path | None, returns_meters: bool = False, **settings: Any) -> DareProposer:
         dare = {"draft_budget": "fixed", **settings}
         if pool is not None:
             dare["pool"] = str(pool)
@@ -134,6 +136,9 @@ def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
             additional_config={"dare": dare},
             speculative_config=SimpleNamespace(num_speculative_tokens=MAX_DRAFTS),
             model_config=SimpleNamespace(get_vocab_size=lambda: VOCAB),
+            observability_config=SimpleNamespace(
+                per_request_spec_decode_metrics="summary" if returns_meters else "none"
+            ),
         )
         drafter = DareProposer(config)
         drafter.load_model()
@@ -269,7 +274,29 @@ def test_rules_are_in_batch_order_and_know_the_stop_tokens(make: Any, runner: Ru
     runner.add("relaxed", PREFIX, {"dare_verification": "relaxed", "dare_top_k": 5})
     strict, relaxed = drafter.rules_of_batch()
     assert (strict.relaxes, relaxed.relaxes) == (False, True)
-    assert (relaxed.verification.top_k, relaxed.stop_token_ids) == (5, (4, 9))
+    assert relaxed.row[policy.TOP_K] == 5
+    assert relaxed.guard_ids.tolist() == [4, 9]
+
+
+def test_what_relaxing_did_goes_with_the_output_of_relaxed_requests(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, returns_meters=True)
+    runner.add("strict", PREFIX)
+    runner.add("relaxed", PREFIX, {"dare_verification": "relaxed"})
+    _, relaxed = drafter.rules_of_batch()
+    relaxed.meters.add([5, 2, 1.0, 1])
+    output = SimpleNamespace(req_ids=["strict", "relaxed", "gone"])
+    drafter.report_meters(output)
+    assert getattr(output, METERS) == {
+        "relaxed": {
+            "exact": 5, "relaxed": 2, "given_up": 1.0, "budget_stops": 1, "given_up_per_token": 0.5
+        }
+    }  # fmt: skip
+    silent, output = make(pool), SimpleNamespace(req_ids=["relaxed"])
+    silent.rules_of_batch()
+    silent.report_meters(output)
+    assert not hasattr(output, METERS)
 
 
 def test_a_failing_look_up_costs_drafts_only_and_is_logged_once(
@@ -365,10 +392,9 @@ def test_relaxed_requests_draw_their_drafts_by_their_prompt(make: Any, runner: R
     runner.add("relaxed", [*PREFIX, 10], relaxed)
     runner.add("same", [*PREFIX, 10], relaxed)
     runner.add("other", [1, *PREFIX, 10], relaxed)
-    runner.add("top_k 1", [*PREFIX, 10], relaxed | {"dare_top_k": 1})
     drafter.rules_of_batch()
     seeds = {key: state.seed for key, state in drafter._states.items()}
-    assert seeds["strict"] == seeds["top_k 1"] == 0
+    assert seeds["strict"] == 0
     assert seeds["relaxed"] == seeds["same"] != seeds["other"] != 0
 
 

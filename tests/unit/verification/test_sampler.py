@@ -9,17 +9,19 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import numpy as np
 import torch
 from vllm.platforms import current_platform
 
-from vllm_dare.config import VerificationConfig
+from vllm_dare.verification.rule import VerificationConfig
 
 if not current_platform.is_cpu():
     pytest.skip("these are vLLM's CPU kernels", allow_module_level=True)
 
 VOCAB = 24
 STRICT = VerificationConfig()
-RELAXED = VerificationConfig(mode="relaxed", top_k=2, min_prob=0.1)
+LOOSE = {"preset": "paper", "guard_stop_tokens": True}
+RELAXED = VerificationConfig(**LOOSE)
 STOP = 23
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 
@@ -31,12 +33,15 @@ def kernels() -> Iterator[None]:
 
     from vllm_dare.engine import plugin
 
-    before = rejection_sampler.rejection_sample, rejection_sampler.expand_batch_to_tokens
+    names = ("rejection_sample", "generate_uniform_probs", "expand_batch_to_tokens")
+    before = [getattr(rejection_sampler, name) for name in names]
     register_cpu_kernels()
     plugin.RELAXED_ACCEPTANCE.apply()
+    plugin.RELAXED_RANDOMNESS.apply()
     plugin.CPU_EXPANSION.apply()
     yield
-    rejection_sampler.rejection_sample, rejection_sampler.expand_batch_to_tokens = before
+    for name, original in zip(names, before, strict=True):
+        setattr(rejection_sampler, name, original)
 
 
 def register_cpu_kernels() -> None:
@@ -133,9 +138,12 @@ def native(mode: str = "raw_logprobs") -> Any:
 
 
 def ours(*rules: VerificationConfig, mode: str = "raw_logprobs") -> Any:
-    from vllm_dare.verification.sampler import RelaxedRejectionSampler, RequestRule
+    from vllm_dare.verification.request_rule import RequestRule
+    from vllm_dare.verification.sampler import RelaxedRejectionSampler
 
-    return RelaxedRejectionSampler(native(mode), lambda: [RequestRule(rule, (STOP,)) for rule in rules])
+    of_requests = [RequestRule(rule, (STOP,)) for rule in rules]
+    no_kinds = np.zeros(0, np.uint8)
+    return RelaxedRejectionSampler(native(mode), lambda: of_requests, lambda: no_kinds)
 
 
 def tokens(output: Any) -> list[list[int]]:
@@ -203,11 +211,11 @@ def test_random_batches_relax_something() -> None:
         (5, RELAXED, [5, 2]),
         (7, RELAXED, [7, 2]),
         (9, RELAXED, [5]),  # ranks third
-        (9, VerificationConfig(mode="relaxed", top_k=3, min_prob=0.05), [9, 2]),
-        (7, VerificationConfig(mode="relaxed", min_prob=0.35), [5]),
-        (7, VerificationConfig(mode="relaxed", min_ratio=0.7), [5]),
-        (7, VerificationConfig(mode="relaxed", min_ratio=0.5), [7, 2]),
-        (7, VerificationConfig(mode="relaxed", top_k=1), [5]),
+        (9, VerificationConfig(**LOOSE | {"top_k": 3, "min_prob": 0.05}), [9, 2]),
+        (7, VerificationConfig(**LOOSE, min_prob=0.35), [5]),
+        (7, VerificationConfig(**LOOSE, min_ratio=0.7), [5]),
+        (7, VerificationConfig(**LOOSE, min_ratio=0.5), [7, 2]),
+        (7, VerificationConfig(**LOOSE, top_k=1), [5]),
         (7, STRICT, [5]),
     ],
     ids=str,
@@ -226,7 +234,7 @@ def test_a_sampled_request_always_keeps_what_its_rule_says() -> None:
 
 def test_the_rule_sees_what_is_left_of_the_distribution_after_top_k() -> None:
     """A draft that the request's own top-k excludes is never kept."""
-    rule = VerificationConfig(mode="relaxed", top_k=8, min_prob=0.0)
+    rule = VerificationConfig(**LOOSE | {"top_k": 8, "min_prob": 0.0})
     batch = Batch([(CHOICE, [9], 1.0)] * 16, top_k=2)
     assert all(row[0] in {5, 7} for row in tokens(batch.run(ours(*[rule] * 16))))
 
@@ -234,7 +242,7 @@ def test_the_rule_sees_what_is_left_of_the_distribution_after_top_k() -> None:
 def test_the_rule_sees_penalties() -> None:
     """Token 0 was written before; its penalty takes it from the first rank to below the minimum."""
     logits = probabilities({0: 0.5, 7: 0.45}, {2: 0.9})
-    rule = VerificationConfig(mode="relaxed", min_prob=0.1)
+    rule = RELAXED
     assert tokens(Batch([(logits, [0], 0.0)]).run(ours(rule))) == [[0, 2]]
     assert tokens(Batch([(logits, [0], 0.0)], penalty=1.9).run(ours(rule))) == [[0, 2]]
     assert tokens(Batch([(logits, [0], 0.0)], penalty=2.5).run(ours(rule))) == [[7]]
@@ -243,7 +251,7 @@ def test_the_rule_sees_penalties() -> None:
 @pytest.mark.parametrize(("best", "draft"), [(STOP, 7), (7, STOP)])
 def test_a_stop_token_is_verified_strictly(best: int, draft: int) -> None:
     batch = Batch([(probabilities({best: 0.5, draft: 0.4}, {2: 0.9}), [draft], 0.0)])
-    unguarded = VerificationConfig(mode="relaxed", guard_stop_tokens=False)
+    unguarded = VerificationConfig(preset="paper")
     assert tokens(batch.run(ours(RELAXED))) == [[best]]
     assert tokens(batch.run(ours(unguarded))) == [[draft, 2]]
 
@@ -318,10 +326,57 @@ def test_log_probs_are_the_targets(mode: str, temperature: float) -> None:
 @pytest.mark.parametrize("kind", ["greedy", "sampled", "mixed"])
 def test_strict_log_probs_are_vllms(kind: str, mode: str) -> None:
     """With a relaxed request in the batch that keeps nothing more, so that our code runs."""
-    nothing_more = VerificationConfig(mode="relaxed", min_prob=0.999)
+    nothing_more = VerificationConfig(preset="paper", min_prob=0.999)
     batch = random_batch(kind, 1, logprobs=2)
     got = batch.run(ours(*[STRICT] * 7, nothing_more, mode=mode))
     expected = batch.run(native(mode))
     assert tokens(got) == tokens(expected)
     for ours_, theirs in zip(got.logprobs_tensors, expected.logprobs_tensors, strict=True):
         assert ours_ is theirs is None or torch.equal(ours_, theirs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_meters_count_what_happened(temperature: float) -> None:
+    """5 (exact), 7 (relaxed, log 5/3 given up), 7 again beyond the budget: the chain ends there."""
+    logits = torch.cat([CHOICE[:1]] * 3 + [CHOICE[1:]])
+    rule = VerificationConfig(**LOOSE, max_relaxed=1)
+    sampler = ours(rule, rule)
+    output = Batch([(logits, [5, 7, 7], temperature)] * 2).run(sampler)
+    sampler.settle()
+    meters = [of_request.meters for of_request in sampler.rules_of_batch()]
+    for got, row in zip(meters, tokens(output), strict=True):
+        assert got.exact + got.relaxed >= len(row) - 1
+        assert got.relaxed <= 1
+        if temperature == 0:
+            assert row == [5, 7, 5]
+            assert (got.exact, got.relaxed, got.budget_stops) == (1, 1, 1)
+            assert got.given_up == pytest.approx(np.log(5 / 3), abs=1e-5)
+            assert got.as_dict()["given_up_per_token"] == got.given_up
+    assert sampler.meters.exact == sum(got.exact for got in meters)
+    assert sampler.meters.given_up == pytest.approx(sum(got.given_up for got in meters))
+
+
+def test_a_budget_lasts_over_steps() -> None:
+    rule = VerificationConfig(**LOOSE, max_relaxed=1)
+    sampler = ours(rule)
+    batch = Batch([(CHOICE, [7], 0.0)])
+    assert [tokens(batch.run(sampler)) for _ in range(3)] == [[[7, 2]], [[5]], [[5]]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_counts_as_relaxed_is_what_vllm_would_have_rejected(seed: int) -> None:
+    """With the same random numbers: until the first relaxed token, the output is vLLM's own."""
+    batch = random_batch("sampled", seed)
+    sampler = ours(*[RELAXED] * 8)
+    got, expected = tokens(batch.run(sampler)), tokens(batch.run(native()))
+    sampler.settle()
+    for (_, drafts, _), rule, row, strict in zip(
+        batch.rows, sampler.rules_of_batch(), got, expected, strict=True
+    ):
+        kept = rule.meters.exact + rule.meters.relaxed
+        assert row[:kept] == drafts[:kept]
+        assert len(row) == kept + 1
+        if rule.meters.relaxed == 0:
+            assert row == strict
+        else:
+            assert len(strict) <= len(row)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from vllm_dare.verification.policy import CONTENT, DIGIT, JSON, LINE_END, QUOTE, TURN
+from vllm_dare.verification.request_rule import RequestRule
+from vllm_dare.verification.rule import VerificationConfig
+from vllm_dare.verification.token_guards import TokenGuards
+
+TEXTS = ["a", " 19", '"', '{"', '""', ".\n", "“", " Drama", "Dr", "ama", "MelDrama"]
+
+
+def guards(content: list[int] | None = None) -> TokenGuards:
+    mask = None if content is None else np.isin(np.arange(len(TEXTS)), content)
+    words = {"Drama": [8, 9], " Drama": [7]}
+    return TokenGuards(12, lambda: TEXTS, lambda text: words.get(text, []), mask)
+
+
+def test_kinds_of_tokens() -> None:
+    every = guards(content=[0, 7])
+    every.prepare(VerificationConfig(protect=("digits",)))
+    assert every.kinds.tolist() == [
+        CONTENT, DIGIT, QUOTE | TURN | JSON, QUOTE | TURN | JSON, QUOTE | JSON, LINE_END, QUOTE | TURN,
+        CONTENT, 0, 0, 0, 0,
+    ]  # fmt: skip
+
+
+def test_texts_are_read_only_when_a_rule_asks() -> None:
+    def fail() -> list[str]:
+        raise AssertionError("not needed")
+
+    lazy = TokenGuards(12, fail, lambda _: [])
+    assert lazy.prepare(VerificationConfig(never_relax=(5, 3, 5))) == (3, 5)
+    assert len(lazy.kinds) == 0
+
+
+def test_a_string_means_the_tokens_it_is_written_with_and_those_that_contain_it() -> None:
+    assert guards().prepare(VerificationConfig(never_relax=("Drama", 1))) == (1, 7, 8, 9, 10)
+
+
+def test_an_open_quotation_is_followed_through_the_output() -> None:
+    every = guards()
+    rule = VerificationConfig(mode="relaxed", protect=("quoted",))
+    every.prepare(rule)
+    written: list[int] = []
+    request = RequestRule(rule, output=lambda: written)
+    seen = []
+    for token in (0, 2, 7, 4, 7, 6, 0, 2, 5, 0):
+        written.append(token)
+        seen.append(request.quoted(every.kinds))
+    assert seen == [0, 1, 1, 1, 1, 0, 0, 1, 0, 0]
+    del written[3:]  # taken back, as after a failed step
+    assert request.quoted(every.kinds) == 1
+    assert RequestRule(VerificationConfig(mode="relaxed"), output=lambda: written).quoted(every.kinds) == 0

@@ -1,0 +1,138 @@
+"""The rule that says which draft tokens a request keeps though vLLM's own rule rejects them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Protected = Literal["digits", "json", "quoted"]
+
+# What each preset sets; everything else has the default of its field, which binds nothing.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "paper": {"top_k": 2, "min_prob": 0.1, "guard_stop_tokens": False},
+        "careful": {"top_k": 2, "min_prob": 0.1, "min_ratio": 0.8},
+        "fast": {"top_k": 3, "min_prob": 0.05},
+        "fly": {"min_entropy": 0.3, "window": 6, "guard_stop_tokens": False},
+    }
+)
+DEFAULT_PRESET = "careful"
+
+
+class VerificationConfig(BaseModel):
+    """When a draft token that vLLM's own rule rejects may be kept all the same.
+
+    With p the target's processed distribution, x the draft token and m the most probable token, x is kept in
+    mode ``relaxed`` iff all of these hold:
+
+    - it ranks among the ``top_k`` most probable tokens (None: any rank);
+    - p(x) > ``min_prob`` and p(x) >= ``min_ratio`` * p(m), so that it costs at most log(1 / min_ratio) of
+      log-probability;
+    - the entropy of the three most probable tokens is at least ``min_entropy`` nats, and vLLM's own rule
+      would accept the next ``window`` draft tokens (FLy, arXiv 2511.22972);
+    - neither x nor m is guarded: a stop token (``guard_stop_tokens``), a token in ``never_relax`` or
+      ``protect``, or one that the pool knows as content (``wording_only``);
+    - the request's budget is not spent: at most ``max_relaxed`` tokens in all, ``max_relaxed_per_100`` of a
+      hundred (of the first n tokens at most n / 100 times as many), and ``max_relaxed_in_row`` one after the
+      other.
+
+    A token with p(x) = 0 is never kept. Mode ``strict`` keeps nothing, whatever the rest says.
+
+    Attributes:
+        mode: "relaxed" is the default where a preset is named, "strict" where none is.
+        preset: the rule to begin with, a name in `PRESETS`; every setting beside it goes before it.
+        never_relax: token ids, or strings: a string guards the tokens that it is written with and every
+            token whose text contains it.
+        protect: "digits" guards every token with a digit, "json" those with any of ``{}[]":,``, "quoted"
+            double quotation marks and what stands between them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["strict", "relaxed"] = "strict"
+    preset: str = DEFAULT_PRESET
+    top_k: int | None = Field(default=None, ge=1)
+    min_prob: float = Field(default=0.0, ge=0, lt=1)
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    min_entropy: float = Field(default=0.0, ge=0)
+    window: int = Field(default=0, ge=0)
+    max_relaxed: int | None = Field(default=None, ge=0)
+    max_relaxed_per_100: int | None = Field(default=None, ge=0, le=100)
+    max_relaxed_in_row: int | None = Field(default=None, ge=0)
+    guard_stop_tokens: bool = True
+    never_relax: tuple[int | str, ...] = ()
+    protect: tuple[Protected, ...] = ()
+    wording_only: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Put the preset below what is given."""
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("preset", DEFAULT_PRESET)
+        preset = PRESETS.get(name, {}) if isinstance(name, str) else {}
+        implied = {"mode": "relaxed"} if "preset" in given else {}
+        return {**implied, **preset, **given}
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"the presets are {', '.join(PRESETS)}")
+        return name
+
+    @field_validator("never_relax")
+    @classmethod
+    def _usable(cls, entries: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if any(entry == "" or (isinstance(entry, int) and entry < 0) for entry in entries):
+            raise ValueError("its entries must be token ids from 0 or non-empty strings")
+        return entries
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether a token may be kept at all."""
+        return self.mode == "relaxed"
+
+
+class RuleLimits(BaseModel):
+    """The loosest rule that requests may ask for; None leaves a bound to them.
+
+    Attributes:
+        presets: the presets that they may name.
+        top_k, max_relaxed, max_relaxed_per_100, max_relaxed_in_row: the largest values.
+        min_prob, min_ratio: the smallest values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    presets: tuple[str, ...] | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    min_prob: float | None = Field(default=None, ge=0, lt=1)
+    min_ratio: float | None = Field(default=None, ge=0, le=1)
+    max_relaxed: int | None = Field(default=None, ge=0)
+    max_relaxed_per_100: int | None = Field(default=None, ge=0, le=100)
+    max_relaxed_in_row: int | None = Field(default=None, ge=0)
+
+    @field_validator("presets")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name not in PRESETS:
+                raise ValueError(f"the presets are {', '.join(PRESETS)}")
+        return names
+
+    def exceeded(self, rule: VerificationConfig) -> str | None:
+        """The first field of a relaxed rule that is looser than allowed; None if none is."""
+        if not rule.relaxes:
+            return None
+        for name in ("top_k", "max_relaxed", "max_relaxed_per_100", "max_relaxed_in_row"):
+            most, asked = getattr(self, name), getattr(rule, name)
+            if most is not None and (asked is None or asked > most):
+                return name
+        for name in ("min_prob", "min_ratio"):
+            least = getattr(self, name)
+            if least is not None and getattr(rule, name) < least:
+                return name
+        return None

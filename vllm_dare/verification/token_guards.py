@@ -1,0 +1,77 @@
+"""Which tokens a rule never relaxes, told from their text."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_dare.verification.policy import CONTENT, DIGIT, JSON, LINE_END, QUOTE, TURN
+from vllm_dare.verification.rule import VerificationConfig
+
+_JSON_MARKS = frozenset('{}[]":,')
+_QUOTATION_MARKS = '"“”„«»'
+
+
+class TokenGuards:
+    """The text of every token, read when a rule first asks for it (a second for 100,000 tokens).
+
+    Args:
+        vocab_size: of the model.
+        texts: returns the text of every token, in order of their ids; there may be fewer than vocab_size.
+        encode: the token ids that a string is written with.
+        content: bool[any], the tokens that the pool knows as content; None where no pool does.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        texts: Callable[[], Sequence[str]],
+        encode: Callable[[str], Sequence[int]],
+        content: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._vocab_size, self._read, self._encode, self._content = vocab_size, texts, encode, content
+        self._texts: Sequence[str] | None = None
+        self._ids: dict[tuple[int | str, ...], tuple[int, ...]] = {}
+        self.kinds: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+
+    def prepare(self, rule: VerificationConfig) -> tuple[int, ...]:
+        """Make `kinds` known if the rule needs them; returns the token ids that its ``never_relax`` means."""
+        if (rule.protect or rule.wording_only) and not len(self.kinds):
+            self.kinds = self._kinds_of_all()
+        if rule.never_relax not in self._ids:
+            self._ids[rule.never_relax] = self._tokens_of(rule.never_relax)
+        return self._ids[rule.never_relax]
+
+    def _all_texts(self) -> Sequence[str]:
+        if self._texts is None:
+            self._texts = self._read()
+        return self._texts
+
+    def _kinds_of_all(self) -> npt.NDArray[np.uint8]:
+        kinds = np.zeros(self._vocab_size, np.uint8)
+        for token, text in enumerate(self._all_texts()):
+            kinds[token] = _kinds_of(text)
+        if self._content is not None:
+            kinds[: len(self._content)] |= np.where(self._content, CONTENT, 0).astype(np.uint8)
+        return kinds
+
+    def _tokens_of(self, entries: Sequence[int | str]) -> tuple[int, ...]:
+        tokens = {entry for entry in entries if isinstance(entry, int)}
+        for string in (entry for entry in entries if isinstance(entry, str)):
+            tokens.update(self._encode(string), self._encode(f" {string}"))
+            tokens.update(token for token, text in enumerate(self._all_texts()) if string in text)
+        return tuple(sorted(tokens))
+
+
+def _kinds_of(text: str) -> int:
+    kinds = 0
+    if any(character.isdigit() for character in text):
+        kinds |= DIGIT
+    if not _JSON_MARKS.isdisjoint(text):
+        kinds |= JSON
+    marks = sum(text.count(mark) for mark in _QUOTATION_MARKS)
+    if marks:
+        kinds |= QUOTE | (TURN if marks % 2 else 0)
+    if "\n" in text:
+        kinds |= LINE_END
+    return kinds
