@@ -336,15 +336,18 @@ class DareProposer:
 
 
 def token_guards(model_config: Any) -> TokenGuards:
-    """The guards over the model's own tokenizer, which is loaded when a rule first asks for a token's text."""
+    """The guards over the model's own tokenizer, which is read when a rule first asks for a token's text."""
     from vllm.tokenizers import cached_tokenizer_from_config
 
     def texts() -> Sequence[str]:
         tokenizer = cached_tokenizer_from_config(model_config)
-        return tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        every: list[str] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        return every
 
     def encode(text: str) -> Sequence[int]:
-        return cached_tokenizer_from_config(model_config).encode(text, add_special_tokens=False)
+        tokenizer = cached_tokenizer_from_config(model_config)
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return tokens
 
     return TokenGuards(model_config.get_vocab_size(), texts, encode)
 

@@ -3,7 +3,7 @@
 Set vLLM's ``per_request_spec_decode_metrics`` to "summary" (or "detailed"). Then
 ``output.outputs[0].spec_decode_metrics.dare`` and, on the server, ``metrics.speculative_decoding.dare`` of a
 request with a relaxed rule hold `Meters.as_dict`. They go from the worker with its output to the scheduler
-(`DareScheduler`), from there with the request's last output to the front end, and there to vLLM's own metrics.
+(`DareScheduler`), from there with the request's last output to the front end, and there to vLLM's metrics.
 """
 
 import inspect

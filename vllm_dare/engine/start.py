@@ -150,8 +150,8 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
     if rule.relaxes:
         bounds = rule.model_dump(exclude={"mode", "preset"}, exclude_defaults=True)
         logger.warning(
-            "DARE: RELAXED verification changes the text that is written: drafts are kept by the preset %s (%s). "
-            "Leave dare.verification out for output as without DARE.",
+            "DARE: RELAXED verification changes the text that is written: drafts are kept by the preset %s "
+            "(%s). Leave dare.verification out for output as without DARE.",
             rule.preset,
             ", ".join(f"{name} {value}" for name, value in bounds.items()),
         )

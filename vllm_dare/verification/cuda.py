@@ -1,4 +1,4 @@
-"""The acceptance rule on CUDA: `verify` as two Triton kernels, one pass over the logits, and no wait for them.
+"""The acceptance rule on CUDA: `verify` as two Triton kernels: one pass over the logits, no wait for them.
 
 What is decided, and from what, is said in `vllm_dare.verification.policy`, against which this is tested.
 """
@@ -67,7 +67,7 @@ def verify(
         greedy if greedy is not None else draft_ends,
         best, rank, ratio, prob, entropy,
         there(batch.rules), there(batch.guard_ends), there(batch.guard_ids), there(batch.kinds),
-        there(batch.progress), relaxed, report, vocab,
+        there(batch.progress), relaxed, report,
         ALL_GREEDY=uniform is None,
     )  # fmt: skip
     return Verdict(relaxed, logit, tops, report)
@@ -78,7 +78,7 @@ def _measure(  # type: ignore[no-untyped-def]
     logits, stride, drafts, logit_out, top_out, ratio_out, prob_out, entropy_out, best_out, rank_out, vocab,
     ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is known of one row, from one pass over it: each lane keeps its own, at the end they are joined."""
+    """What is known of one row, from one pass over it: each lane keeps its own, then they are joined."""
     row = tl.program_id(0).to(tl.int64)
     draft = tl.maximum(tl.load(drafts + row), 0).to(tl.int64)
     begin = logits + row * stride
@@ -139,9 +139,9 @@ def _exact(row, draft, greedy, best, prob, uniform, ALL_GREEDY: tl.constexpr):  
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _walk(  # type: ignore[no-untyped-def]
+def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0915
     drafts, ends, uniform, greedy, best, rank, ratio, prob, entropy, rules, guard_ends, guard_ids, kinds,
-    progress, relaxed, report, vocab, ALL_GREEDY: tl.constexpr,
+    progress, relaxed, report, ALL_GREEDY: tl.constexpr,
 ):  # fmt: skip
     """Follow one request's drafts as far as they are kept."""
     request = tl.program_id(0)

@@ -1,8 +1,8 @@
 """The acceptance rule on CPU: which draft tokens of a batch are kept that vLLM's own rule would reject.
 
-Torch reads the logits; numba walks each request's drafts, as vLLM's kernels do, and looks at a row again only
-where the rule hangs on it. The rule itself is `VerificationConfig`'s; the CUDA kernels beside this file do the
-same and are tested against it.
+Torch reads the logits; numba walks each request's drafts, as vLLM's kernels do, and looks at a row again
+only where the rule hangs on it. The rule itself is `VerificationConfig`'s; the CUDA kernels beside this file
+do the same and are tested against it.
 """
 
 from dataclasses import dataclass
@@ -235,7 +235,7 @@ def _rank(logits, token):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _entropy(logits, logit, prob):  # type: ignore[no-untyped-def]
-    """-sum p log p of a row's three most probable tokens, in nats, given one token's logit and probability."""
+    """-sum p log p of a row's three most probable tokens, in nats, from one token's logit and probability."""
     first, second, third = -np.inf, -np.inf, -np.inf
     for value in logits:
         if value > first:

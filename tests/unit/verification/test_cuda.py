@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from vllm_dare.verification import policy
-from vllm_dare.verification.policy import BatchRules
-from vllm_dare.verification.rule import PRESETS, VerificationConfig
+from vllm_dare.verification import policy  # noqa: E402
+from vllm_dare.verification.policy import BatchRules  # noqa: E402
+from vllm_dare.verification.rule import PRESETS, VerificationConfig  # noqa: E402
 
 VOCAB = 300
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -140,7 +140,7 @@ def run(requests: list[Request]) -> Any:
 
 def check(requests: list[Request]) -> int:
     """Compare a batch with the oracle; returns how many tokens were relaxed."""
-    verdict, logits, _, begins = run(requests)
+    verdict, _, _, begins = run(requests)
     relaxed = verdict.relaxed.nonzero().squeeze(1).tolist()
     for request, begin, report in zip(requests, begins, verdict.report.tolist(), strict=True):
         kept, exact, number, given_up, stopped = oracle(request)
