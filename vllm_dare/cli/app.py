@@ -8,6 +8,7 @@ import typer
 from vllm_dare import __version__
 from vllm_dare.cli.bench import bench
 from vllm_dare.cli.doctor import doctor
+from vllm_dare.cli.evaluate import evaluate
 from vllm_dare.cli.generate import generate
 from vllm_dare.cli.pool import app as pool_app
 from vllm_dare.cli.replay import replay
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(generate)
 app.command()(replay)
 app.command()(bench)
+app.command()(evaluate)
 app.command()(doctor)
 app.add_typer(pool_app, name="pool")
 

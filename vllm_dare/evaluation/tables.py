@@ -1,0 +1,92 @@
+"""CSV and Parquet tables, whole columns at a time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_dare.errors import DareError
+
+_KINDS = (".csv", ".csv.gz", ".parquet")
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of a table's columns.
+
+    Raises:
+        DareError: the file cannot be read, or is of another kind.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    def read() -> list[str]:
+        if path.name.lower().endswith(".parquet"):
+            return list(pq.read_schema(path).names)
+        with csv.open_csv(path) as reader:
+            return list(reader.schema.names)
+
+    return list(_reading(path, read))
+
+
+def read_columns(path: Path, names: Sequence[str], texts: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Some columns of a table, as pyarrow arrays.
+
+    Args:
+        path: a ``.csv``, ``.csv.gz`` or ``.parquet`` file.
+        names: the columns, which must be there.
+        texts: those of them that are to be strings, whatever they look like.
+
+    Raises:
+        DareError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
+
+    def read() -> Any:
+        if path.name.lower().endswith(".parquet"):
+            return pq.read_table(path, columns=list(names))
+        convert = csv.ConvertOptions(
+            include_columns=list(names), column_types=dict.fromkeys(texts, pa.string())
+        )
+        return csv.read_csv(path, convert_options=convert)
+
+    table = _reading(path, read)
+    return {name: table[name].combine_chunks() for name in names}
+
+
+def pick_column(
+    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
+) -> str:
+    """The column that is meant: the one asked for, or the first of the known names that is there.
+
+    Args:
+        path, names: the file and its columns.
+        option: the option that names the column, for the message.
+        wanted: its value; None looks for the ``known`` names, in any case.
+
+    Raises:
+        DareError: there is none; the message lists those there are.
+    """
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise DareError(f"{path} has no column {wanted!r}; its columns are {', '.join(names)}.")
+    spelled = {name.lower().replace("_", ""): name for name in names}
+    for name in known:
+        if name in spelled:
+            return spelled[name]
+    raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
+
+
+def _reading(path: Path, read: Any) -> Any:
+    import pyarrow as pa
+
+    if not path.name.lower().endswith(_KINDS):
+        raise DareError(f"Cannot read {path}: give a {', '.join(_KINDS[:-1])} or {_KINDS[-1]} file.")
+    try:
+        return read()
+    except FileNotFoundError:
+        raise DareError(f"There is no file {path}; check the path.") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DareError(f"Cannot read {path} ({reason}); check that the file is complete.") from None
