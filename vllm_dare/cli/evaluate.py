@@ -1,34 +1,29 @@
 """`vllm-dare evaluate`: does quality hold?"""
 
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vllm_dare.cli import options
+from vllm_dare.cli.evaluation_output import check_outputs, print_tables, progress, write_reports
+from vllm_dare.cli.sweep import NEEDED, check_sweep, run_sweep
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from vllm_dare.evaluation.quality import Plan
 
-    from vllm_dare.evaluation.quality import Plan, Tell
-
-_TEXTS, _USERS, _LIMITS = "Texts", "What users did", "Limits for the verdict"
-_WIDTH = 120  # of tables that go to a file
+_TEXTS, _USERS, _LIMITS, _SWEEP = "Texts", "What users did", "Limits for the verdict", "Sweep"
 
 
 def evaluate(
     variants: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="NAME=FILE...",
             help="Files that `generate` wrote for the same ids, the baseline first.",
         ),
-    ],
+    ] = None,
     *,
     items: Annotated[
         Path | None,
@@ -132,6 +127,44 @@ def evaluate(
             rich_help_panel=_LIMITS,
         ),
     ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Instead of reading files, generate them: without drafts, and with each of --settings.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = False,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            help="Rules of verification, separated by commas: strict, presets (careful, fast, ...), bounds "
+            "(top_k=3,min_prob=0.05; a semicolon parts two of these), and plain to run without drafts again.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Retrieval pool.", rich_help_panel=_SWEEP)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the texts go; a later run takes what is complete.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many prompts.", rich_help_panel=_SWEEP)] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.", rich_help_panel=_SWEEP)] = 16,
+    draft_tokens: Annotated[
+        int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=_SWEEP)
+    ] = 16,
+    max_tokens: options.MaxTokens = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=options.SAMPLING)
+    ] = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=options.OUTPUT),
@@ -148,28 +181,37 @@ def evaluate(
     """Compare texts with a baseline's: how they are written, what they state, and how models rank by them.
 
     Every figure has a bootstrap interval, and every variant a verdict: it holds, is worse, or neither is
-    shown. Needs `pip install 'vllm-dare[evaluate]'`. Exit status: 0 done, whatever the verdict; 1 failed.
+    shown. With --sweep, the texts are generated first, with several rules of verification, and the fastest
+    is named whose quality holds. Needs `pip install 'vllm-dare[evaluate]'`. Exit status: 0 done, whatever the
+    verdict; 1 failed; 130 interrupted.
     """
     from rich.console import Console
 
     from vllm_dare.evaluation.bench_provenance import provenance
     from vllm_dare.evaluation.interactions import Columns
     from vllm_dare.evaluation.knowledge import parse_variants
-    from vllm_dare.evaluation.quality import Plan
+    from vllm_dare.evaluation.quality import Plan, check_inputs
     from vllm_dare.evaluation.quality import evaluate as run
     from vllm_dare.evaluation.quality_verdict import Limits
+    from vllm_dare.evaluation.sweep import Sweep, parse_settings
     from vllm_dare.generation.engine import check_model
-    from vllm_dare.generation.settings import EngineSettings
+    from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 
+    if sweep:
+        values = (model, prompts, settings, output)
+        check_sweep(variants, dict(zip(NEEDED, values, strict=True)))
     engine = None
     if model is not None:
         check_model(model)
-        settings = options.json_object(engine_args)
         engine = EngineSettings(
-            model, draft_tokens=0, max_model_len=max_model_len, dtype=dtype, engine_args=settings
+            model,
+            draft_tokens=0,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            engine_args=options.json_object(engine_args),
         )
     plan = Plan(
-        files=parse_variants(variants),
+        files={} if sweep else parse_variants(variants or []),
         items=items,
         attribute=attribute,
         item_id_column=item_id_column,
@@ -185,71 +227,43 @@ def evaluate(
         limits=Limits(max_length_change, max_unfinished, max_precision_loss, max_auc_loss, min_agreement),
     )
     check_outputs(_inputs(plan), json_file, plots, markdown)
+    check_inputs(plan, prompts if sweep else None, limit)
     console = Console(stderr=True)
     origin = provenance()
-    with _progress(console) as tell:
+    if sweep and engine is not None and prompts is not None and output is not None:
+        what = Sweep(
+            prompts=prompts,
+            limit=limit,
+            engine=replace(engine, pool=pool, draft_tokens=draft_tokens),
+            sampling=SamplingSettings(max_tokens, temperature, top_p, top_k),
+            settings=parse_settings(settings or ""),
+            concurrency=concurrency,
+            output=output,
+        )
+        run_sweep(what, plan, origin, console, json_file, plots, markdown)
+        return
+    with progress(console) as tell:
         result = run(plan, origin, tell)
-    report(result, json_file, plots, markdown)
+    _report(result, json_file, plots, markdown)
 
 
-def check_outputs(
-    inputs: Iterable[Path], json_file: Path | None, plots: Path | None, markdown: Path | None
+def _report(
+    result: dict[str, Any], json_file: Path | None, plots: Path | None, markdown: Path | None
 ) -> None:
-    """Whether every report can be written, before the work.
-
-    Raises:
-        DareError: one cannot.
-    """
-    from vllm_dare.generation.paths import check_report_file, check_report_folder
-
-    others = list(inputs)
-    for option, file in (("--json", json_file), ("--markdown", markdown)):
-        if file is not None:
-            check_report_file(option, file, others)
-            others.append(file)
-    if plots is not None:
-        check_report_folder("--plots", plots)
-
-
-def report(result: dict[str, Any], json_file: Path | None, plots: Path | None, markdown: Path | None) -> None:
     """Print the tables and the verdicts, and write the reports that were asked for."""
-    from rich.console import Console
-
-    from vllm_dare.evaluation.grid import stacked
     from vllm_dare.evaluation.quality_plots import write_plots
-    from vllm_dare.evaluation.quality_report import about_lines, tables, verdict_lines
     from vllm_dare.evaluation.quality_report import markdown as markdown_report
-    from vllm_dare.generation.paths import report_errors
-    from vllm_dare.pool.files import replace_text
 
-    out = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    for table in (part for grid in tables(result) for part in stacked(grid, out.width)):
-        out.print(table)
-    for line in [*about_lines(result), *verdict_lines(result)]:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-    if json_file is not None:
-        with report_errors("--json", json_file):
-            replace_text(json_file, json.dumps(result, indent=1) + "\n")
-    pictures: list[Path] = []
-    if plots is not None:
-        with report_errors("--plots", plots):
-            pictures = write_plots(result, plots)
-    if markdown is not None:
-        links = [os.path.relpath(picture, markdown.parent) for picture in pictures]
-        with report_errors("--markdown", markdown):
-            replace_text(markdown, markdown_report(result, links))
+    def draw(folder: Path) -> list[Path]:
+        return write_plots(result, folder)
+
+    def text(links: list[str]) -> str:
+        return markdown_report(result, links)
+
+    print_tables(result)
+    write_reports(result, draw, text, json_file, plots, markdown)
 
 
 def _inputs(plan: "Plan") -> list[Path]:
     others = (plan.items, plan.vocabulary, plan.interactions, plan.prompts)
     return [*plan.files.values(), *(path for path in others if path is not None)]
-
-
-@contextmanager
-def _progress(console: "Console") -> Iterator["Tell"]:
-    """What is being done, on a terminal; nothing elsewhere."""
-    if not console.is_terminal:
-        yield lambda what: None
-        return
-    with console.status("") as status:
-        yield status.update

@@ -138,6 +138,21 @@ class _Users:
     interactions: Interactions | None
 
 
+def check_inputs(plan: Plan, prompts: Path | None = None, limit: int | None = None) -> None:
+    """Find what cannot work before any text is generated or read.
+
+    Args:
+        plan: see `evaluate`.
+        prompts, limit: the prompts of the texts, if these are still to be generated.
+
+    Raises:
+        DareError: a package is missing, or a table that texts are held against cannot be used.
+    """
+    need("rouge_score.rouge_scorer", "rouge-score")
+    need("sklearn", "scikit-learn")
+    _read_users(plan, None if prompts is None else [str(row.id) for row in read_prompts(prompts, limit)])
+
+
 def evaluate(plan: Plan, origin: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """Compare every variant with the baseline.
 
@@ -152,11 +167,9 @@ def evaluate(plan: Plan, origin: Mapping[str, Any], tell: Tell) -> dict[str, Any
     Raises:
         DareError: see the message.
     """
-    need("rouge_score.rouge_scorer", "rouge-score")
-    need("sklearn", "scikit-learn")
     tell("reading")
     knowledge = read_knowledge(plan.files)
-    users = _read_users(plan, knowledge)
+    users = _read_users(plan, knowledge.ids)
     scores = _scores(plan, knowledge, tell)  # first: the engine is gone before anything else takes memory
     embedder = _embedder(plan, knowledge)
     tell("embedding the texts")
@@ -176,17 +189,16 @@ def evaluate(plan: Plan, origin: Mapping[str, Any], tell: Tell) -> dict[str, Any
     return _result(plan, origin, knowledge, users, embedder, variants)
 
 
-def _read_users(plan: Plan, knowledge: KnowledgeSet) -> _Users:
+def _read_users(plan: Plan, ids: Sequence[str] | None) -> _Users:
+    """The tables, interactions only if it is known whose."""
     items = vocabulary = interactions = None
     if plan.items is not None and plan.attribute is not None:
         items = read_items(plan.items, plan.attribute, plan.item_id_column)
         vocabulary = make_vocabulary({value: () for value in items.values})
     if plan.vocabulary is not None:
         vocabulary = read_vocabulary(plan.vocabulary)
-    if plan.interactions is not None and items is not None:
-        interactions = read_interactions(
-            plan.interactions, items, knowledge.ids, plan.columns, plan.id_prefix
-        )
+    if plan.interactions is not None and items is not None and ids is not None:
+        interactions = read_interactions(plan.interactions, items, ids, plan.columns, plan.id_prefix)
     return _Users(vocabulary, items, interactions)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 _INCHES_A_VARIANT, _INCHES_A_VALUE, _PANEL_WIDTH = 0.32, 0.3, 3.1
+_COLUMNS = 3
 # Section, figure, whether its difference is drawn, label, name of its limit and the sign of what is allowed.
 _PANELS = (
     ("text", "length_ratio", False, "length ratio", "length_change", 0),
@@ -42,9 +43,14 @@ def write_plots(result: Record, directory: Path) -> list[Path]:
 def _differences(result: Record, variants: Sequence[Record], path: Path) -> Path:
     """A panel for each figure, a line for each variant; what the limits allow is shaded."""
     panels = [panel for panel in _PANELS if _found(variants[0], panel) is not None]
-    height = _INCHES_A_VARIANT * len(variants) + 1.1
-    figure = new_figure(_PANEL_WIDTH * len(panels) + 0.8, height)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(len(panels), _COLUMNS)
+    lines = -(-len(panels) // columns)
+    height = _INCHES_A_VARIANT * len(variants) + 0.9
+    figure = new_figure(_PANEL_WIDTH * columns + 0.8, height * lines)
+    places = figure.subplots(lines, columns, squeeze=False)
+    for axes in places.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(places.flat, panels, strict=False):
         for number, variant in enumerate(variants):
             _draw(axes, number, _found(variant, panel))
         _shade(axes, panel, result["settings"]["limits"])

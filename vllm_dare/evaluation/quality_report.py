@@ -100,9 +100,9 @@ def markdown(result: Record, plots: Sequence[str] = ()) -> str:
     for key, title, figures in SECTIONS:
         grid = _section(result, key, title, figures, repeat_names=True)
         if grid.rows:
-            parts += [f"## {title}", _markdown_table(grid)]
+            parts += [f"## {title}", markdown_table(grid)]
     if any(variant["attributes"] for variant in result["variants"]):
-        parts += ["## Values of the attribute", _markdown_table(_attributes(result))]
+        parts += ["## Values of the attribute", markdown_table(_attributes(result))]
     parts += [f"![{path}]({path})" for path in plots]
     parts += ["## How it was measured", *METHOD]
     parts += ["## Settings", _settings(result), "## Where", _where(result["provenance"])]
@@ -175,7 +175,8 @@ def _attributes(result: Record) -> Grid:
     return Grid("Values", headings, rows, num_names=2, left=(0, 1))
 
 
-def _markdown_table(grid: Grid) -> str:
+def markdown_table(grid: Grid) -> str:
+    """A table in Markdown."""
     lines = [list(grid.headings)]
     lines.append(["---" if i in grid.left else "---:" for i in range(len(grid.headings))])
     lines += [[cell.replace("|", "\\|") for cell in row] for row in grid.rows]

@@ -8,6 +8,8 @@ from vllm_dare.evaluation.bootstrap import Estimate, Figure
 
 Word = Literal["holds", "not shown", "worse"]
 
+_LEAST_LIMIT = 1e-4  # what a limit of 0 counts as, where losses are told in multiples of it
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -38,12 +40,14 @@ class Check:
         word: ``holds`` where the whole interval is within the limit, ``worse`` where all of it is beyond,
             else ``not shown``.
         beyond: how far the interval's worse end is beyond the limit; negative where it is within.
+        excess: the same as a multiple of the limit, so that figures can be compared.
         sentence: the same for people.
     """
 
     name: str
     word: Word
     beyond: float
+    excess: float
     sentence: str
 
 
@@ -91,7 +95,7 @@ def _length(figure: Figure | None, limit: float) -> Check | None:
     low, high = figure.estimate.low - 1, figure.estimate.high - 1
     word = _word(max(-low, high), max(low, -high), limit)
     sentence = f"length changes by {low:+.1%} to {high:+.1%}, limit {limit:.1%}"
-    return Check("length", word, max(-low, high) - limit, sentence)
+    return _check("length", word, max(-low, high) - limit, limit, sentence)
 
 
 def _difference(name: str, figure: Figure | None, limit: float, good: int, form: str) -> Check | None:
@@ -105,7 +109,7 @@ def _difference(name: str, figure: Figure | None, limit: float, good: int, form:
         sentence = f"{name} {direction} by {form.format(least)} to {form.format(most)}"
     else:
         sentence = f"{name} may be {direction} by up to {form.format(most)}"
-    return Check(name, word, most - limit, f"{sentence}, limit {form.format(limit)}")
+    return _check(name, word, most - limit, limit, f"{sentence}, limit {form.format(limit)}")
 
 
 def _agreement(figure: Figure | None, least: float | None) -> Check | None:
@@ -113,7 +117,12 @@ def _agreement(figure: Figure | None, least: float | None) -> Check | None:
         return None
     found: Estimate = figure.estimate
     sentence = f"agreement is {found.low:.1%} to {found.high:.1%}, limit {least:.1%}"
-    return Check("agreement", _word(1 - found.low, 1 - found.high, 1 - least), least - found.low, sentence)
+    word = _word(1 - found.low, 1 - found.high, 1 - least)
+    return _check("agreement", word, least - found.low, 1 - least, sentence)
+
+
+def _check(name: str, word: Word, beyond: float, limit: float, sentence: str) -> Check:
+    return Check(name, word, beyond, beyond / max(limit, _LEAST_LIMIT), sentence)
 
 
 def _word(most: float, least: float, limit: float) -> Word:
