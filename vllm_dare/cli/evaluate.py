@@ -20,7 +20,7 @@ def evaluate(
     variants: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME=FILE...",
+            metavar="NAME=FILE",
             help="Files that `generate` wrote for the same ids, the baseline first.",
         ),
     ] = None,
@@ -182,7 +182,7 @@ def evaluate(
 
     Every figure has a bootstrap interval, and every variant a verdict: it holds, is worse, or neither is
     shown. With --sweep, the texts are generated first, with several rules of verification, and the fastest
-    is named whose quality holds. Needs `pip install 'vllm-dare[evaluate]'`. Exit status: 0 done, whatever the
+    is named whose quality holds. Needs the extra `evaluate` of vllm-dare. Exit status: 0 done, whatever the
     verdict; 1 failed; 130 interrupted.
     """
     from rich.console import Console
