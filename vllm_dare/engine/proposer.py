@@ -104,7 +104,7 @@ class DareProposer:
         )
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
-        self._guards = token_guards(vllm_config.model_config)
+        self._guards = token_guards(vllm_config.model_config, pool)
         self._guards.prepare(self.config.verification)
         self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
@@ -132,7 +132,7 @@ class DareProposer:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(
-            runner.rejection_sampler, self.rules_of_batch, lambda: self._guards.kinds
+            runner.rejection_sampler, self.rules_of_batch, self._guards
         )
 
     def close(self) -> None:
@@ -335,7 +335,7 @@ class DareProposer:
             )
 
 
-def token_guards(model_config: Any) -> TokenGuards:
+def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
     """The guards over the model's own tokenizer, which is read when a rule first asks for a token's text."""
     from vllm.tokenizers import cached_tokenizer_from_config
 
@@ -349,7 +349,8 @@ def token_guards(model_config: Any) -> TokenGuards:
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return tokens
 
-    return TokenGuards(model_config.get_vocab_size(), texts, encode)
+    pivots = pool.pivots if pool is not None else None
+    return TokenGuards(model_config.get_vocab_size(), texts, encode, pivots)
 
 
 def _seed(prompt_token_ids: list[int] | None) -> int:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import sync_directory, temporary_file
+from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
@@ -49,6 +50,8 @@ class Manifest(BaseModel):
         assignments: name of the file that says who belongs to which group; None without one.
         blend: how far the drafter trusts the pool's contexts, see `vllm_dare.drafting.blend.Blend.encode`;
             None if that was not fitted.
+        pivots: after which contexts relaxing is not a matter of wording, see `vllm_dare.pool.pivots`; None
+            if nobody looked.
         created_at: when the pool was built.
     """
 
@@ -61,6 +64,7 @@ class Manifest(BaseModel):
     segments: dict[SegmentName, SegmentInfo]
     assignments: AssignmentsName | None = None
     blend: str | None = None
+    pivots: str | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")
@@ -76,6 +80,13 @@ class Manifest(BaseModel):
         if blend is not None:
             Blend.decode(blend)
         return blend
+
+    @field_validator("pivots")
+    @classmethod
+    def _pivots_are_readable(cls, pivots: str | None) -> str | None:
+        if pivots is not None:
+            decode(pivots)
+        return pivots
 
 
 def is_pool(directory: Path) -> bool:

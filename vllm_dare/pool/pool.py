@@ -7,11 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
 from vllm_dare.pool.lock import ReadLock
 from vllm_dare.pool.manifest import Manifest, check_is_pool, read_manifest
+from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
@@ -61,6 +65,11 @@ class RetrievalPool:
     def groups(self) -> Collection[str]:
         """The names of the groups that have text."""
         return self.manifest.groups.keys()
+
+    @cached_property
+    def pivots(self) -> npt.NDArray[np.uint64] | None:
+        """See `vllm_dare.pool.pivots.find_pivots`; None in a pool that was made without text."""
+        return None if self.manifest.pivots is None else decode(self.manifest.pivots)
 
     @cached_property
     def blend(self) -> Blend:

@@ -22,6 +22,7 @@ from vllm_dare.pool.manifest import (
     read_manifest,
     write_manifest,
 )
+from vllm_dare.pool.pivots import encode, find_pivots
 from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
 from vllm_dare.pool.segment import Provenance, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
@@ -81,7 +82,8 @@ def write_pool(
     try:
         with _staging(output) as directory:
             manifest = _write_files(content, directory, workers, progress, max_segment_tokens)
-            manifest = manifest.model_copy(update={"blend": _fit(directory, manifest)})
+            learned = {"blend": _fit(directory, manifest), "pivots": _pivots(content)}
+            manifest = manifest.model_copy(update=learned)
             write_manifest(directory, manifest)
     except OSError as error:
         reason = error.strerror or error
@@ -95,6 +97,13 @@ def _fit(directory: Path, manifest: Manifest) -> str | None:
     with RetrievalPool(directory, manifest, ReadLock(directory)) as pool:
         blend = fit_blend(pool)
     return None if blend is None else blend.encode()
+
+
+def _pivots(content: PoolContent) -> str:
+    documents = content.global_documents
+    if documents is None:
+        documents = [document for group in content.groups.values() for document in group]
+    return encode(find_pivots(documents, content.tokenizer.vocab_size))
 
 
 def check_output(output: Path, overwrite: bool) -> None:

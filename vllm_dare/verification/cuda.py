@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_dare.pool import pivots
 from vllm_dare.verification import policy
 from vllm_dare.verification.policy import BatchRules, Verdict
 
@@ -24,6 +25,10 @@ _MAX_RELAXED = tl.constexpr(policy.MAX_RELAXED)
 _MAX_PER_100 = tl.constexpr(policy.MAX_PER_100)
 _MAX_IN_ROW = tl.constexpr(policy.MAX_IN_ROW)
 _GUARDED_KINDS = tl.constexpr(policy.GUARDED_KINDS)
+_WORDING_ONLY = tl.constexpr(policy.WORDING_ONLY)
+_CONTEXT = tl.constexpr(pivots.CONTEXT)
+_HASH_OFFSET = tl.constexpr(int(pivots.HASH_OFFSET))
+_HASH_PRIME = tl.constexpr(int(pivots.HASH_PRIME))
 _RULE_COLUMNS = tl.constexpr(policy.NUM_RULE_COLUMNS)
 _PROGRESS_COLUMNS = tl.constexpr(policy.NUM_PROGRESS_COLUMNS)
 _REPORT_COLUMNS = tl.constexpr(policy.NUM_REPORT_COLUMNS)
@@ -67,7 +72,8 @@ def verify(
         greedy if greedy is not None else draft_ends,
         best, rank, ratio, prob, entropy,
         there(batch.rules), there(batch.guard_ends), there(batch.guard_ids), there(batch.kinds),
-        there(batch.progress), relaxed, report,
+        there(batch.progress), there(batch.recent), there(batch.pivots.view(np.int64)), len(batch.pivots),
+        relaxed, report,
         ALL_GREEDY=uniform is None,
     )  # fmt: skip
     return Verdict(relaxed, logit, tops, report)
@@ -138,10 +144,30 @@ def _exact(row, draft, greedy, best, prob, uniform, ALL_GREEDY: tl.constexpr):  
     return accepted & (draft >= 0)
 
 
+@triton.jit
+def _is_pivot(marked, num_marked, recent, drafts, first, row):  # type: ignore[no-untyped-def]
+    """Whether the tokens before a row are a pivot; `marked` are sorted as unsigned numbers."""
+    value = tl.full((), _HASH_OFFSET, tl.uint64)
+    for back in tl.static_range(_CONTEXT, 0, -1):
+        place = row - back
+        drafted = tl.load(drafts + place, mask=place >= first, other=0).to(tl.int64)
+        written = tl.load(recent + place - first + _CONTEXT, mask=place < first, other=0)
+        token = tl.where(place >= first, drafted, written)
+        value = (value ^ (token + 1).to(tl.uint64)) * _HASH_PRIME
+    low, high = num_marked * 0, num_marked
+    while low < high:
+        middle = (low + high) // 2
+        before = tl.load(marked + middle).to(tl.uint64, bitcast=True) < value
+        low = tl.where(before, middle + 1, low)
+        high = tl.where(before, high, middle)
+    found = tl.load(marked + low, mask=low < num_marked, other=0).to(tl.uint64, bitcast=True)
+    return (low < num_marked) & (found == value)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0915
     drafts, ends, uniform, greedy, best, rank, ratio, prob, entropy, rules, guard_ends, guard_ids, kinds,
-    progress, relaxed, report, ALL_GREEDY: tl.constexpr,
+    progress, recent, marked, num_marked, relaxed, report, ALL_GREEDY: tl.constexpr,
 ):  # fmt: skip
     """Follow one request's drafts as far as they are kept."""
     request = tl.program_id(0)
@@ -157,6 +183,7 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0915
     max_in_row = tl.load(rule + _MAX_IN_ROW)
     window = tl.load(rule + _WINDOW).to(tl.int64)
     guarded = tl.load(rule + _GUARDED_KINDS).to(tl.int64)
+    wording_only = tl.load(rule + _WORDING_ONLY) > 0
     used = tl.load(progress + request * _PROGRESS_COLUMNS)
     written = tl.load(progress + request * _PROGRESS_COLUMNS + 1)
     quoted = tl.load(progress + request * _PROGRESS_COLUMNS + 2)
@@ -181,6 +208,9 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0915
             for ahead in range(row + 1, tl.minimum(row + 1 + window, end)):
                 x_ahead = tl.load(drafts + ahead).to(tl.int64)
                 allowed &= _exact(ahead, x_ahead, is_greedy, best, prob, uniform, ALL_GREEDY)
+            if wording_only:
+                lately = recent + request * _CONTEXT
+                allowed &= _is_pivot(marked, num_marked, lately, drafts, first, row) == 0
             for place in range(first_guard, end_guard):
                 guard = tl.load(guard_ids + place)
                 allowed &= (guard != x) & (guard != m)

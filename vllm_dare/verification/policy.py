@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from vllm_dare.pool.pivots import CONTEXT, HASH_OFFSET, HASH_PRIME
 from vllm_dare.verification.rule import VerificationConfig
 
 # A rule as a row of float64: `rule_row` makes it, `_walk` reads it.
@@ -26,11 +27,12 @@ from vllm_dare.verification.rule import VerificationConfig
     MAX_PER_100,
     MAX_IN_ROW,
     GUARDED_KINDS,
-) = range(10)
-NUM_RULE_COLUMNS = 10
+    WORDING_ONLY,
+) = range(11)
+NUM_RULE_COLUMNS = 11
 # What a token is, as bits of the table of kinds; GUARDED_KINDS says which of them a rule never relaxes.
 # TURN: an odd number of quotation marks, which opens or closes a quotation.
-CONTENT, DIGIT, JSON, QUOTE, TURN, LINE_END = 1, 2, 4, 8, 16, 32
+DIGIT, JSON, QUOTE, TURN, LINE_END = 1, 2, 4, 8, 16
 # What a request brings along from earlier steps.
 USED, WRITTEN, QUOTED = range(3)
 NUM_PROGRESS_COLUMNS = 3
@@ -56,7 +58,8 @@ def rule_row(rule: VerificationConfig) -> npt.NDArray[np.float64]:
         if most is not None:
             row[column] = most
     kinds = {"digits": DIGIT, "json": JSON, "quoted": QUOTE}
-    row[GUARDED_KINDS] = sum(kinds[kind] for kind in set(rule.protect)) + CONTENT * rule.wording_only
+    row[GUARDED_KINDS] = sum(kinds[kind] for kind in set(rule.protect))
+    row[WORDING_ONLY] = rule.wording_only
     return row
 
 
@@ -71,6 +74,9 @@ class BatchRules:
         kinds: uint8[vocab], what each token is; of length 0 where no rule asks.
         progress: int64[requests, NUM_PROGRESS_COLUMNS]: tokens relaxed and written so far, and whether a
             quotation is open.
+        recent: int64[requests, CONTEXT], the last tokens that each request has written, `BEGIN` before its
+            first.
+        pivots: uint64[any], see `vllm_dare.pool.pivots.find_pivots`.
     """
 
     rules: npt.NDArray[np.float64]
@@ -78,6 +84,8 @@ class BatchRules:
     guard_ids: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.uint8]
     progress: npt.NDArray[np.int64]
+    recent: npt.NDArray[np.int64]
+    pivots: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,8 @@ def verify(
         batch.guard_ids,
         batch.kinds,
         batch.progress,
+        batch.recent,
+        batch.pivots,
         relaxed,
         report,
     )
@@ -259,6 +269,17 @@ def _is_listed(ids, first, end, token):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _is_pivot(pivots, recent, draft, first, row):  # type: ignore[no-untyped-def]
+    """Whether the tokens before a row are a pivot, as `hash_contexts` has it."""
+    value = HASH_OFFSET
+    for place in range(row - CONTEXT, row):
+        token = draft[place] if place >= first else recent[place - first + CONTEXT]
+        value = (value ^ np.uint64(token + 1)) * HASH_PRIME
+    found = np.searchsorted(pivots, value)
+    return found < len(pivots) and pivots[found] == value
+
+
+@njit(nogil=True, cache=True)
 def _after(kinds, token, quoted):  # type: ignore[no-untyped-def]
     """Whether a quotation is open after a token; one that is never closed ends with its line."""
     if kinds[token] & LINE_END:
@@ -281,6 +302,8 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0912
     guard_ids,
     kinds,
     progress,
+    recent,
+    pivots,
     relaxed,
     report,
 ):
@@ -315,6 +338,8 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0912
                 if guarded_kinds and (kinds[x] | kinds[m]) & guarded_kinds:
                     break
                 if guarded_kinds & QUOTE and quoted:
+                    break
+                if rule[WORDING_ONLY] and _is_pivot(pivots, recent[request], draft, first, row):
                     break
                 guards = guard_ends[request]
                 if _is_listed(guard_ids, first_guard, guards, x) or _is_listed(

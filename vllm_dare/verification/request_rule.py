@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from vllm_dare.pool.pivots import BEGIN, CONTEXT
 from vllm_dare.verification.meters import Meters
 from vllm_dare.verification.policy import GUARDED_KINDS, LINE_END, QUOTE, TURN, rule_row
 from vllm_dare.verification.rule import VerificationConfig
@@ -45,6 +46,11 @@ class RequestRule:
     def written(self) -> int:
         """How many tokens the request has written."""
         return len(self._output())
+
+    def recent(self) -> npt.NDArray[np.int64]:
+        """int64[CONTEXT], the last tokens that the request has written, `BEGIN` before its first."""
+        last = list(self._output()[-CONTEXT:])
+        return np.array([BEGIN] * (CONTEXT - len(last)) + last, dtype=np.int64)
 
     def quoted(self, kinds: npt.NDArray[np.uint8]) -> int:
         """1 if what the request has written so far leaves a quotation open and its rule asks, else 0."""

@@ -31,8 +31,9 @@ class VerificationConfig(BaseModel):
       log-probability;
     - the entropy of the three most probable tokens is at least ``min_entropy`` nats, and vLLM's own rule
       would accept the next ``window`` draft tokens (FLy, arXiv 2511.22972);
-    - neither x nor m is guarded: a stop token (``guard_stop_tokens``), a token in ``never_relax`` or
-      ``protect``, or one that the pool knows as content (``wording_only``);
+    - neither x nor m is guarded: a stop token (``guard_stop_tokens``) or a token in ``never_relax`` or
+      ``protect``; and the place is not one where, in the pool, the choice of token decides what the text
+      goes on to say (``wording_only``, see `vllm_dare.pool.pivots`);
     - the request's budget is not spent: at most ``max_relaxed`` tokens in all, ``max_relaxed_per_100`` of a
       hundred (of the first n tokens at most n / 100 times as many), and ``max_relaxed_in_row`` one after the
       other.

@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
@@ -26,6 +25,7 @@ from vllm_dare.verification.policy import (
     verify,
 )
 from vllm_dare.verification.request_rule import RequestRule
+from vllm_dare.verification.token_guards import TokenGuards
 
 
 class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
     Args:
         native: the runner's own rejection sampler, whose state (modes, tables) is taken over.
         rules_of_batch: returns the rule of every request of the running batch, in batch order.
-        kinds: returns what each token is, see `TokenGuards.kinds`.
+        guards: what is known of the vocabulary and the pool's text.
 
     Attributes:
         meters: what relaxing did since the start, over all requests.
@@ -48,13 +48,13 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         self,
         native: RejectionSampler,
         rules_of_batch: Callable[[], Sequence[RequestRule]],
-        kinds: Callable[[], npt.NDArray[np.uint8]],
+        guards: TokenGuards,
     ) -> None:
         torch.nn.Module.__init__(self)
         self.__dict__.update(native.__dict__)
         self.rules_of_batch = rules_of_batch
         self.meters = Meters()
-        self._kinds = kinds
+        self._guards = guards
         self._reports: list[tuple[Sequence[RequestRule], torch.Tensor]] = []
 
     def forward(
@@ -73,7 +73,7 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         if len(rules) != len(metadata.num_draft_tokens) or not any(rule.relaxes for rule in rules):
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
         self.settle()
-        relaxation = Relaxation(rules, self._kinds())
+        relaxation = Relaxation(rules, self._guards)
         token = current_relaxation.set(relaxation)
         try:
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
@@ -97,15 +97,15 @@ class Relaxation:
 
     Args:
         rules: of the batch's requests.
-        kinds: see `TokenGuards.kinds`.
+        guards: see `RelaxedRejectionSampler`.
 
     Attributes:
         report: see `Verdict.report`; None before it is decided.
     """
 
-    def __init__(self, rules: Sequence[RequestRule], kinds: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, rules: Sequence[RequestRule], guards: TokenGuards) -> None:
         self.report: torch.Tensor | None = None
-        self._rules, self._kinds = rules, kinds
+        self._rules, self._guards = rules, guards
         self._uniform: torch.Tensor | None = None
 
     @contextmanager
@@ -146,13 +146,15 @@ class Relaxation:
         for row, rule in zip(progress, self._rules, strict=True):
             if rule.relaxes:
                 row[USED], row[WRITTEN] = rule.meters.relaxed, rule.written()
-                row[QUOTED] = rule.quoted(self._kinds)
+                row[QUOTED] = rule.quoted(self._guards.kinds)
         return BatchRules(
             rules=np.stack([rule.row for rule in self._rules]),
             guard_ends=np.cumsum([len(ids) for ids in guards]),
             guard_ids=np.concatenate(guards),
-            kinds=self._kinds,
+            kinds=self._guards.kinds,
             progress=progress,
+            recent=np.stack([rule.recent() for rule in self._rules]),
+            pivots=self._guards.pivots,
         )
 
 

@@ -1,11 +1,11 @@
-"""Which tokens a rule never relaxes, told from their text."""
+"""What a rule never relaxes: tokens, told from their text, and places, told by the pool."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from vllm_dare.verification.policy import CONTENT, DIGIT, JSON, LINE_END, QUOTE, TURN
+from vllm_dare.verification.policy import DIGIT, JSON, LINE_END, QUOTE, TURN
 from vllm_dare.verification.rule import VerificationConfig
 
 _JSON_MARKS = frozenset('{}[]":,')
@@ -19,7 +19,12 @@ class TokenGuards:
         vocab_size: of the model.
         texts: returns the text of every token, in order of their ids; there may be fewer than vocab_size.
         encode: the token ids that a string is written with.
-        content: bool[any], the tokens that the pool knows as content; None where no pool does.
+        pivots: see `vllm_dare.pool.pivots.find_pivots`; None where no pool knows them.
+
+    Attributes:
+        kinds: uint8[vocab], what each token is, see `vllm_dare.verification.policy`; empty until a rule
+            with ``protect`` is prepared.
+        pivots: uint64[any]; empty where no pool knows them.
     """
 
     def __init__(
@@ -27,16 +32,17 @@ class TokenGuards:
         vocab_size: int,
         texts: Callable[[], Sequence[str]],
         encode: Callable[[str], Sequence[int]],
-        content: npt.NDArray[np.bool_] | None = None,
+        pivots: npt.NDArray[np.uint64] | None = None,
     ) -> None:
-        self._vocab_size, self._read, self._encode, self._content = vocab_size, texts, encode, content
+        self._vocab_size, self._read, self._encode = vocab_size, texts, encode
         self._texts: Sequence[str] | None = None
         self._ids: dict[tuple[int | str, ...], tuple[int, ...]] = {}
         self.kinds: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.pivots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64) if pivots is None else pivots
 
     def prepare(self, rule: VerificationConfig) -> tuple[int, ...]:
         """Make `kinds` known if the rule needs them; returns the token ids that its ``never_relax`` means."""
-        if (rule.protect or rule.wording_only) and not len(self.kinds):
+        if rule.protect and not len(self.kinds):
             self.kinds = self._kinds_of_all()
         if rule.never_relax not in self._ids:
             self._ids[rule.never_relax] = self._tokens_of(rule.never_relax)
@@ -51,8 +57,6 @@ class TokenGuards:
         kinds = np.zeros(self._vocab_size, np.uint8)
         for token, text in enumerate(self._all_texts()):
             kinds[token] = _kinds_of(text)
-        if self._content is not None:
-            kinds[: len(self._content)] |= np.where(self._content, CONTENT, 0).astype(np.uint8)
         return kinds
 
     def _tokens_of(self, entries: Sequence[int | str]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from vllm_dare.pool.pivots import hash_contexts  # noqa: E402
 from vllm_dare.verification import policy  # noqa: E402
 from vllm_dare.verification.policy import BatchRules  # noqa: E402
 from vllm_dare.verification.rule import PRESETS, VerificationConfig  # noqa: E402
 
-VOCAB = 300
+VOCAB = 200
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RULES = [
     *(VerificationConfig(preset=name) for name in PRESETS),
@@ -64,10 +66,16 @@ def random_batch(seed: int, sampled: str) -> tuple[Any, ...]:
         rules=np.stack([policy.rule_row(rule) for rule in RULES]),
         guard_ends=np.cumsum(random.integers(0, 3, len(RULES))),
         guard_ids=np.sort(random.integers(0, VOCAB, 2 * len(RULES))),
-        kinds=random.choice([0, 0, 0, 1, 2, 24, 32], VOCAB).astype(np.uint8),
+        kinds=random.choice([0, 0, 0, 1, 2, 12, 16], VOCAB).astype(np.uint8),
         progress=np.stack([random.integers(0, 4, len(RULES)), random.integers(0, 99, len(RULES)),
                            random.integers(0, 2, len(RULES))], axis=1),
+        recent=np.full((len(RULES), 3), -1),
+        pivots=np.zeros(0, np.uint64),
     )  # fmt: skip
+    lists = [some.tolist() for some in np.split(drafts, np.cumsum(sizes)[:-1])]
+    contexts = [[-1, -1, -1, *some][i : i + 3] for some in lists for i in range(len(some))]
+    pivots = np.unique(hash_contexts(np.array(contexts)[random.random(len(contexts)) < 0.5]))
+    batch = replace(batch, pivots=pivots)
     for first, end in zip([0, *batch.guard_ends[:-1]], batch.guard_ends, strict=True):
         batch.guard_ids[first:end].sort()
     ends = torch.from_numpy(np.cumsum(sizes).astype(np.int32))
@@ -76,7 +84,7 @@ def random_batch(seed: int, sampled: str) -> tuple[Any, ...]:
 
 @here
 @pytest.mark.parametrize("sampled", ["greedy", "sampled", "mixed"])
-@pytest.mark.parametrize("block", [64, 4096])
+@pytest.mark.parametrize("block", [64, 256])
 def test_the_kernels_decide_as_the_cpu_does(
     sampled: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +92,7 @@ def test_the_kernels_decide_as_the_cpu_does(
 
     monkeypatch.setattr(cuda, "_BLOCK", block)
     relaxed = 0
-    for seed in range(6 if DEVICE == "cpu" else 100):
+    for seed in range(2 if DEVICE == "cpu" else 100):
         *tensors, batch = random_batch(seed, sampled)
         expected = policy.verify(*tensors, batch)
         got = cuda.verify(*(None if t is None else t.to(DEVICE) for t in tensors), batch)
@@ -93,4 +101,4 @@ def test_the_kernels_decide_as_the_cpu_does(
         assert torch.equal(got.tops.cpu(), expected.tops)
         torch.testing.assert_close(got.report.cpu(), expected.report, atol=1e-5, rtol=0)
         relaxed += int(expected.relaxed.sum())
-    assert relaxed > 10
+    assert relaxed > 2

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from vllm_dare.pool.pivots import hash_contexts  # noqa: E402
 from vllm_dare.verification.policy import (  # noqa: E402
-    CONTENT,
     DIGIT,
     JSON,
     LINE_END,
@@ -28,7 +28,7 @@ from vllm_dare.verification.rule import PRESETS, VerificationConfig  # noqa: E40
 
 VOCAB = 7
 # Token 0 is plain; the others are, each in its way, something that a rule may guard.
-KINDS = [0, CONTENT, DIGIT, JSON, QUOTE | TURN, LINE_END, QUOTE]
+KINDS = [0, 0, DIGIT, JSON, QUOTE | TURN, LINE_END, QUOTE]
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Request:
     used: int = 0
     written: int = 0
     quoted: bool = False
+    recent: tuple[int, ...] = (-1, -1, -1)
+    pivots: frozenset[tuple[int, ...]] = frozenset()
 
 
 def oracle(request: Request) -> tuple[list[int], int, int, float, bool]:
@@ -67,7 +69,8 @@ def oracle(request: Request) -> tuple[list[int], int, int, float, bool]:
         entropy = -sum(p[t] * math.log(p[t]) for t in order[:3] if p[t] > 0)
         following = range(i + 1, i + 1 + rule.window)
         kinds = {"digits": DIGIT, "json": JSON, "quoted": QUOTE}
-        guarded = sum(kinds[name] for name in rule.protect) + (CONTENT if rule.wording_only else 0)
+        guarded = sum(kinds[name] for name in rule.protect)
+        before = (*request.recent, *request.drafts[:i])[-3:]
         return (
             rule.mode == "relaxed"
             and p[x] > 0
@@ -79,6 +82,7 @@ def oracle(request: Request) -> tuple[list[int], int, int, float, bool]:
             and not {x, m} & set(request.guards)
             and not (KINDS[x] | KINDS[m]) & guarded
             and not ("quoted" in rule.protect and quoted)
+            and not (rule.wording_only and before in request.pivots)
         )
 
     kept: list[int] = []
@@ -114,6 +118,7 @@ def run(requests: list[Request]) -> Any:
     logits = torch.tensor([row for request in requests for row in request.logits]).reshape(-1, VOCAB)
     drafts = torch.tensor([x for request in requests for x in request.drafts], dtype=torch.int32)
     ends = np.cumsum([len(request.drafts) for request in requests])
+    pivots = [pivot for request in requests for pivot in request.pivots]
     sampled = any(request.uniform is not None for request in requests)
     uniform = [
         number
@@ -126,6 +131,8 @@ def run(requests: list[Request]) -> Any:
         guard_ids=np.array([t for request in requests for t in sorted(request.guards)], dtype=np.int64),
         kinds=np.array(KINDS, dtype=np.uint8),
         progress=np.array([[r.used, r.written, r.quoted] for r in requests], dtype=np.int64),
+        recent=np.array([r.recent for r in requests], dtype=np.int64),
+        pivots=np.unique(hash_contexts(np.array(pivots, dtype=np.int64).reshape(-1, 3))),
     )
     verdict = verify(
         logits,
@@ -171,6 +178,10 @@ rule = st.builds(
 )
 
 
+# The same for all requests of a batch, as they share a pool.
+PIVOTS = frozenset({(-1, -1, -1), (-1, -1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0), (2, 0, 1)})
+
+
 @st.composite
 def request_(draw: Any) -> Request:
     size = draw(st.integers(0, 6))
@@ -184,6 +195,8 @@ def request_(draw: Any) -> Request:
         used=draw(st.integers(0, 4)),
         written=draw(st.integers(0, 60)),
         quoted=draw(st.booleans()),
+        recent=draw(st.sampled_from([(-1, -1, -1), (-1, -1, 0), (1, 0, 0)])),
+        pivots=PIVOTS,
     )
 
 
@@ -231,6 +244,8 @@ def test_the_rule_of_laser_exactly() -> None:
             guard_ids=np.zeros(0, np.int64),
             kinds=np.zeros(0, np.uint8),
             progress=np.zeros((1, 3), np.int64),
+            recent=np.zeros((1, 3), np.int64),
+            pivots=np.zeros(0, np.uint64),
         )
         verdict = verify(torch.from_numpy(logits), torch.tensor(drafts), torch.tensor([8]), None, None, batch)
         assert verdict.report[0, :2].sum() == length

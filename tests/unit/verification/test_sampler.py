@@ -140,10 +140,11 @@ def native(mode: str = "raw_logprobs") -> Any:
 def ours(*rules: VerificationConfig, mode: str = "raw_logprobs") -> Any:
     from vllm_dare.verification.request_rule import RequestRule
     from vllm_dare.verification.sampler import RelaxedRejectionSampler
+    from vllm_dare.verification.token_guards import TokenGuards
 
     of_requests = [RequestRule(rule, (STOP,)) for rule in rules]
-    no_kinds = np.zeros(0, np.uint8)
-    return RelaxedRejectionSampler(native(mode), lambda: of_requests, lambda: no_kinds)
+    guards = TokenGuards(VOCAB, list, lambda _: [])
+    return RelaxedRejectionSampler(native(mode), lambda: of_requests, guards)
 
 
 def tokens(output: Any) -> list[list[int]]:

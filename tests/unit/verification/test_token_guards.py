@@ -1,9 +1,8 @@
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from vllm_dare.verification.policy import CONTENT, DIGIT, JSON, LINE_END, QUOTE, TURN
+from vllm_dare.verification.policy import DIGIT, JSON, LINE_END, QUOTE, TURN
 from vllm_dare.verification.request_rule import RequestRule
 from vllm_dare.verification.rule import VerificationConfig
 from vllm_dare.verification.token_guards import TokenGuards
@@ -11,18 +10,17 @@ from vllm_dare.verification.token_guards import TokenGuards
 TEXTS = ["a", " 19", '"', '{"', '""', ".\n", "“", " Drama", "Dr", "ama", "MelDrama"]
 
 
-def guards(content: list[int] | None = None) -> TokenGuards:
-    mask = None if content is None else np.isin(np.arange(len(TEXTS)), content)
+def guards() -> TokenGuards:
     words = {"Drama": [8, 9], " Drama": [7]}
-    return TokenGuards(12, lambda: TEXTS, lambda text: words.get(text, []), mask)
+    return TokenGuards(12, lambda: TEXTS, lambda text: words.get(text, []))
 
 
 def test_kinds_of_tokens() -> None:
-    every = guards(content=[0, 7])
+    every = guards()
     every.prepare(VerificationConfig(protect=("digits",)))
     assert every.kinds.tolist() == [
-        CONTENT, DIGIT, QUOTE | TURN | JSON, QUOTE | TURN | JSON, QUOTE | JSON, LINE_END, QUOTE | TURN,
-        CONTENT, 0, 0, 0, 0,
+        0, DIGIT, QUOTE | TURN | JSON, QUOTE | TURN | JSON, QUOTE | JSON, LINE_END, QUOTE | TURN,
+        0, 0, 0, 0, 0,
     ]  # fmt: skip
 
 
