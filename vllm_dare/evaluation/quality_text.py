@@ -13,6 +13,7 @@ from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.knowledge import Knowledge, KnowledgeSet
 
 _LONG = 4
+_ROUGE_DOCUMENTS = 2000  # the subsequence takes milliseconds a text: of more, so many are compared
 
 Figures = dict[str, Figure]
 Tell = Callable[[str], None]
@@ -37,8 +38,8 @@ def text_figures(
     ``shared_4grams`` (the share that another text of the variant has, too), ``distinct_1`` and ``distinct_2``
     (different words and pairs of words, over all in the text; after Li et al., arXiv 1510.03055),
     ``log_probability`` (a token, by the target model), and, with the baseline's text of the same id,
-    ``rouge_l`` (F measure) and ``similarity`` (cosine of embeddings). All are means over documents
-    but the ratio; what is not known is left out.
+    ``rouge_l`` (F measure, of at most 2,000 documents) and ``similarity`` (cosine of embeddings). All
+    are means over documents but the ratio; what is not known is left out.
 
     Args:
         knowledge: the variants.
@@ -60,7 +61,7 @@ def text_figures(
         if index:
             length = ratio(own["length"], base["length"])
             figures["length_ratio"] = None if length is None else Figure(length)
-            figures["rouge_l"] = mean_figure(rouge_l(knowledge.baseline.texts, variant.texts))
+            figures["rouge_l"] = mean_figure(_rouge_l_of_some(knowledge.baseline.texts, variant.texts))
             figures["similarity"] = mean_figure(similarity(vectors[0], vectors[index]))
         found.append({name: figure for name, figure in figures.items() if figure is not None})
     return found
@@ -106,6 +107,12 @@ def rouge_l(references: Sequence[str], texts: Sequence[str]) -> np.ndarray:
             for reference, text in zip(references, texts, strict=True)
         ]
     )
+
+
+def _rouge_l_of_some(references: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """`rouge_l` of texts that are spread evenly over all."""
+    step = -(-len(texts) // _ROUGE_DOCUMENTS)
+    return rouge_l(references[::step], texts[::step])
 
 
 def _grams(tokens: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -61,3 +61,12 @@ def test_words_are_counted_where_tokens_are_not_known() -> None:
     figures = text_figures(knowledge, vectors, None, lambda what: None)[1]
     assert figures["length"].estimate.value == 3.0
     assert "unfinished" not in figures and "log_probability" not in figures
+
+
+def test_of_many_documents_some_are_compared_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_dare.evaluation.quality_text._ROUGE_DOCUMENTS", 3)
+    base = _variant("base", ["a b"] * 8, [1] * 8, [0] * 8)
+    knowledge = KnowledgeSet([str(i) for i in range(8)], [base, base], {}, 0)
+    figures = text_figures(knowledge, [np.ones((8, 1), np.float32)] * 2, None, lambda what: None)[1]
+    assert figures["rouge_l"].estimate.count == 3
+    assert figures["similarity"].estimate.count == 8
