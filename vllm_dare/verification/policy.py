@@ -1,8 +1,8 @@
 """The acceptance rule on CPU: which draft tokens of a batch are kept that vLLM's own rule would reject.
 
-Torch reads the logits; numba walks each request's drafts, as vLLM's kernels do, and looks at a row again
-only where the rule hangs on it. The rule itself is `VerificationConfig`'s; the CUDA kernels beside this file
-do the same and are tested against it.
+Torch finds the largest logit of each row; numba walks each request's drafts, as vLLM's kernels do, and reads
+more of a row only where the decision hangs on it. The rule itself is `VerificationConfig`'s; the CUDA kernels
+beside this file do the same and are tested against it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from vllm_dare.pool.kernels import CACHE
 from vllm_dare.pool.pivots import CONTEXT, HASH_OFFSET, HASH_PRIME
+from vllm_dare.verification.rows import entropy_of, rank_of, sum_of_shares, token_of
 from vllm_dare.verification.rule import VerificationConfig
 
 # A rule as a row of float64: `rule_row` makes it, `_walk` reads it.
@@ -39,8 +41,7 @@ NUM_PROGRESS_COLUMNS = 3
 # What is reported of a request's step.
 EXACT, RELAXED, GIVEN_UP, STOPPED = range(4)
 NUM_REPORT_COLUMNS = 4
-# Rows whose probabilities are summed at a time: a megabyte of logits stays in a core's cache.
-_LOGITS_AT_A_TIME = 2**18
+_NO_NUMBERS = np.zeros(0, np.float64)
 
 
 def rule_row(rule: VerificationConfig) -> npt.NDArray[np.float64]:
@@ -115,7 +116,7 @@ def verify(
     greedy: torch.Tensor | None,
     batch: BatchRules,
 ) -> Verdict:
-    """Decide a batch: one pass over the logits, and further ones over the few rows that need it.
+    """Decide a batch: one pass over the logits, and further ones over rows that are reached and need it.
 
     Args:
         logits: float32[tokens, vocab] on the CPU, the target's processed logits: after penalties, grammar
@@ -127,29 +128,19 @@ def verify(
         greedy: bool[requests], or None where all are.
         batch: the requests' rules.
     """
-    draft = draft_token_ids.long()
-    tops, best = logits.max(dim=1)
-    logit = logits.gather(1, draft.clamp(min=0).unsqueeze(1)).squeeze(1)
-    ends = draft_ends.numpy().astype(np.int64)
-    is_greedy = np.ones(len(ends), bool) if greedy is None else greedy.numpy()
-    numbers = np.full(len(draft), 2.0) if uniform is None else uniform.numpy()
-    ratio = (logit - tops).exp_().nan_to_num_(0.0)
-    prob = np.full(len(draft), -1.0, np.float32)
-    rows = _rows_that_need_prob(
-        draft.numpy(), best.numpy(), ends, ratio.numpy(), numbers, is_greedy, batch.rules
-    )
-    _probabilities(logits, rows, ratio, tops, prob)
+    draft = draft_token_ids.numpy()
+    tops = logits.amax(dim=1)
+    logit = logits.gather(1, draft_token_ids.long().clamp_(min=0).unsqueeze(1)).squeeze(1)
+    requests = len(draft_ends)
     relaxed = np.zeros(len(draft), np.bool_)
-    report = np.zeros((len(ends), NUM_REPORT_COLUMNS))
+    report = np.zeros((requests, NUM_REPORT_COLUMNS))
     _walk(
         logits.numpy(),
-        draft.numpy(),
-        best.numpy(),
-        ends,
-        ratio.numpy(),
-        prob,
-        numbers,
-        is_greedy,
+        draft,
+        draft_ends.numpy(),
+        tops.numpy(),
+        _NO_NUMBERS if uniform is None else uniform.numpy(),
+        np.ones(requests, np.bool_) if greedy is None else greedy.numpy(),
         batch.rules,
         batch.guard_ends,
         batch.guard_ids,
@@ -181,94 +172,13 @@ def _put(logits: torch.Tensor, draft_token_ids: torch.Tensor, values: torch.Tens
     logits.scatter_(1, draft_token_ids.long().clamp(min=0).unsqueeze(1), values.unsqueeze(1))
 
 
-def _probabilities(
-    logits: torch.Tensor,
-    rows: npt.NDArray[np.int64],
-    ratio: torch.Tensor,
-    tops: torch.Tensor,
-    prob: npt.NDArray[np.float32],
-) -> None:
-    """Put down p(x) of some rows: x's share of p(m), divided by the sum of all such shares."""
-    at_a_time = max(1, _LOGITS_AT_A_TIME // logits.shape[1])
-    for first in range(0, len(rows), at_a_time):
-        some = rows[first : first + at_a_time]
-        consecutive = some[-1] - some[0] + 1 == len(some)
-        part = logits[int(some[0]) : int(some[-1]) + 1] if consecutive else logits[torch.from_numpy(some)]
-        shares = (part - tops[some].unsqueeze(1)).exp_().sum(dim=1)
-        prob[some] = (ratio[some] / shares).numpy()
-
-
-@njit(nogil=True, cache=True)
-def _rows_that_need_prob(draft, best, ends, ratio, uniform, greedy, rules):  # type: ignore[no-untyped-def]
-    """The rows where p(x) decides: whether vLLM's rule accepts x, or whether it exceeds a minimum.
-
-    p(x) is at most p(x) / p(m), so that most wrong drafts need no look. A chain that must end at a row needs
-    none behind it.
-    """
-    rows = np.empty(len(draft), np.int64)
-    number = 0
-    first = 0
-    for request in range(len(ends)):
-        rule = rules[request]
-        lowest = max(rule[MIN_PROB], rule[MIN_RATIO])
-        for row in range(first, ends[request]):
-            if draft[row] < 0:
-                break
-            may_relax = rule[RELAXES] > 0 and ratio[row] > 0 and ratio[row] >= lowest
-            if greedy[request]:
-                may_be_exact = draft[row] == best[row]
-                needed = may_relax and not may_be_exact and rule[MIN_PROB] > 0
-            else:
-                may_be_exact = uniform[row] <= ratio[row]
-                needed = may_be_exact or (may_relax and rule[MIN_PROB] > 0)
-            needed = needed or (may_relax and rule[MIN_ENTROPY] > 0)
-            if needed:
-                rows[number] = row
-                number += 1
-            if not may_be_exact and not may_relax:
-                break
-        first = ends[request]
-    return rows[:number]
-
-
-@njit(nogil=True, cache=True)
-def _rank(logits, token):  # type: ignore[no-untyped-def]
-    """The rank of a token in a row, 1 for the most probable; of equals the smaller id ranks first."""
-    logit = logits[token]
-    rank = 1
-    for other in range(len(logits)):
-        rank += logits[other] > logit
-    for other in range(token):
-        rank += logits[other] == logit
-    return rank
-
-
-@njit(nogil=True, cache=True)
-def _entropy(logits, logit, prob):  # type: ignore[no-untyped-def]
-    """-sum p log p of a row's three most probable tokens, in nats, from one token's logit and probability."""
-    first, second, third = -np.inf, -np.inf, -np.inf
-    for value in logits:
-        if value > first:
-            first, second, third = value, first, second
-        elif value > second:
-            second, third = value, second
-        elif value > third:
-            third = value
-    entropy = 0.0
-    for value in (first, second, third):
-        p = prob * np.exp(np.float64(value - logit))
-        if p > 0:
-            entropy -= p * np.log(p)
-    return entropy
-
-
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHE)
 def _is_listed(ids, first, end, token):  # type: ignore[no-untyped-def]
     place = first + np.searchsorted(ids[first:end], token)
     return place < end and ids[place] == token
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHE)
 def _is_pivot(pivots, recent, draft, first, row):  # type: ignore[no-untyped-def]
     """Whether the tokens before a row are a pivot, as `hash_contexts` has it."""
     value = HASH_OFFSET
@@ -279,7 +189,7 @@ def _is_pivot(pivots, recent, draft, first, row):  # type: ignore[no-untyped-def
     return found < len(pivots) and pivots[found] == value
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHE)
 def _after(kinds, token, quoted):  # type: ignore[no-untyped-def]
     """Whether a quotation is open after a token; one that is never closed ends with its line."""
     if kinds[token] & LINE_END:
@@ -287,14 +197,51 @@ def _after(kinds, token, quoted):  # type: ignore[no-untyped-def]
     return 1 - quoted if kinds[token] & TURN else quoted
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CACHE)
+def _is_exact(row, x, top, greedy, number, total):  # type: ignore[no-untyped-def]
+    """Whether vLLM's own rule accepts x: the first of the most probable tokens, or p(x) >= its random number.
+
+    Args:
+        total: `sum_of_shares` of the row where it is known, else 0.
+
+    Returns:
+        (whether it does, that sum if it is known now, else 0).
+    """
+    if x < 0:
+        return False, total
+    if greedy:
+        return row[x] == top and token_of(row[: x + 1], top) == x, total
+    share = np.exp(row[x] - top)
+    if not share >= number:  # p(x) is at most p(x) / p(m)
+        return False, total
+    if total == 0:
+        total = sum_of_shares(row, top)
+    return share >= number * total, total
+
+
+@njit(nogil=True, cache=CACHE)
+def _may_relax(row, x, top, rule, total):  # type: ignore[no-untyped-def]
+    """Whether probabilities allow to keep x; returns (whether they do, `sum_of_shares` or 0)."""
+    share = np.exp(row[x] - top)
+    if not (rule[RELAXES] > 0 and share > 0 and share >= rule[MIN_RATIO] and share > rule[MIN_PROB]):
+        return False, total
+    if total == 0 and (rule[MIN_PROB] > 0 or rule[MIN_ENTROPY] > 0):
+        total = sum_of_shares(row, top)
+    if rule[MIN_PROB] > 0 and not share > rule[MIN_PROB] * total:
+        return False, total
+    if rule[TOP_K] < len(row) and row[x] < top and rank_of(row, x) > rule[TOP_K]:
+        return False, total
+    if rule[MIN_ENTROPY] > 0 and entropy_of(row, top, total) < rule[MIN_ENTROPY]:
+        return False, total
+    return True, total
+
+
+@njit(nogil=True, cache=CACHE)
 def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0912
     logits,
     draft,
-    best,
     ends,
-    ratio,
-    prob,
+    tops,
     uniform,
     greedy,
     rules,
@@ -309,49 +256,43 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0912
 ):
     """Follow each request's drafts as far as they are kept, and put down which are relaxed."""
     first, first_guard = 0, 0
-    exact = np.empty(len(draft), np.bool_)
     for request in range(len(ends)):
-        rule, end = rules[request], ends[request]
-        for row in range(first, end):
-            exact[row] = draft[row] >= 0 and (
-                draft[row] == best[row] if greedy[request] else prob[row] >= uniform[row]
-            )
+        rule, end, guards = rules[request], ends[request], guard_ends[request]
         used, quoted = progress[request, USED], progress[request, QUOTED]
         guarded_kinds, window = int(rule[GUARDED_KINDS]), int(rule[WINDOW])
         in_row = 0
         for row in range(first, end):
-            x, m = draft[row], best[row]
-            if x < 0:
-                break
-            if exact[row]:
+            x, top = draft[row], tops[row]
+            number = 0.0 if greedy[request] else uniform[row]
+            exact, total = _is_exact(logits[row], x, top, greedy[request], number, 0.0)
+            if exact:
                 report[request, EXACT] += 1
                 in_row = 0
             else:
-                if rule[RELAXES] == 0 or not ratio[row] > 0 or ratio[row] < rule[MIN_RATIO]:
-                    break
-                if rule[MIN_PROB] > 0 and not prob[row] > rule[MIN_PROB]:
-                    break
-                if row + window >= end and window > 0:
-                    break
-                if not np.all(exact[row + 1 : row + 1 + window]):
-                    break
-                if guarded_kinds and (kinds[x] | kinds[m]) & guarded_kinds:
-                    break
-                if guarded_kinds & QUOTE and quoted:
+                if x < 0 or (window > 0 and row + window >= end):
                     break
                 if rule[WORDING_ONLY] and _is_pivot(pivots, recent[request], draft, first, row):
                     break
-                guards = guard_ends[request]
+                if guarded_kinds & QUOTE and quoted:
+                    break
+                allowed, _ = _may_relax(logits[row], x, top, rule, total)
+                if not allowed:
+                    break
+                m = token_of(logits[row], top)
+                if guarded_kinds and (kinds[x] | kinds[m]) & guarded_kinds:
+                    break
                 if _is_listed(guard_ids, first_guard, guards, x) or _is_listed(
                     guard_ids, first_guard, guards, m
                 ):
                     break
-                if rule[TOP_K] < logits.shape[1] and x != m and _rank(logits[row], x) > rule[TOP_K]:
-                    break
-                if (
-                    rule[MIN_ENTROPY] > 0
-                    and _entropy(logits[row], logits[row, x], prob[row]) < rule[MIN_ENTROPY]
-                ):
+                agreed = 0
+                for ahead in range(row + 1, row + 1 + window):
+                    number = 0.0 if greedy[request] else uniform[ahead]
+                    agrees, _ = _is_exact(
+                        logits[ahead], draft[ahead], tops[ahead], greedy[request], number, 0.0
+                    )
+                    agreed += agrees
+                if agreed < window:
                     break
                 length = progress[request, WRITTEN] + row - first + 1
                 if (
@@ -365,7 +306,7 @@ def _walk(  # type: ignore[no-untyped-def]  # noqa: PLR0912
                 in_row += 1
                 relaxed[row] = True
                 report[request, RELAXED] += 1
-                report[request, GIVEN_UP] -= np.log(np.float64(ratio[row]))
+                report[request, GIVEN_UP] += np.float64(top) - np.float64(logits[row, x])
             if guarded_kinds & QUOTE:
                 quoted = _after(kinds, x, quoted)
-        first, first_guard = end, guard_ends[request]
+        first, first_guard = end, guards
