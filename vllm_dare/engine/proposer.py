@@ -252,10 +252,11 @@ class DareProposer:
         options = self._options(params.extra_args if params is not None else None)
         stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
         max_tokens = params.max_tokens if params is not None else None
+        verification = self._guards.applicable(options.verification)
         rule = RequestRule(
-            options.verification,
+            verification,
             stops,
-            self._guards.prepare(options.verification),
+            self._guards.prepare(verification),
             lambda: request.output_token_ids,
         )
         group = self._group(options)

@@ -147,7 +147,13 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
         ", which learns what is written" if config.live is not None else "",
         rule.mode,
     )
-    if rule.relaxes:
+    if rule.relaxes and rule.wording_only and not _pool_knows_wording(config.pool):
+        logger.warning(
+            "DARE: the pool does not say which text is wording (it was made without text, or by an older "
+            "vllm-dare), so that requests under this rule are verified strictly: rebuild it with "
+            "`vllm-dare pool build`, or set dare.verification.preset to careful."
+        )
+    elif rule.relaxes:
         bounds = rule.model_dump(exclude={"mode", "preset"}, exclude_defaults=True)
         logger.warning(
             "DARE: RELAXED verification changes the text that is written: drafts are kept by the preset %s "
@@ -155,6 +161,15 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
             rule.preset,
             ", ".join(f"{name} {value}" for name, value in bounds.items()),
         )
+
+
+def _pool_knows_wording(pool: Path | None) -> bool:
+    from vllm_dare.pool.pool import RetrievalPool
+
+    if pool is None:
+        return False
+    with RetrievalPool.open(pool) as opened:
+        return opened.pivots is not None
 
 
 def check_request(vllm_config: Any, params: Any) -> None:

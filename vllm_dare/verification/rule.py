@@ -12,12 +12,13 @@ Protected = Literal["digits", "json", "quoted"]
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper": {"top_k": 2, "min_prob": 0.1, "guard_stop_tokens": False},
-        "careful": {"top_k": 2, "min_prob": 0.1, "min_ratio": 0.8},
+        "content": {"top_k": 3, "min_ratio": 0.2, "wording_only": True},
+        "careful": {"top_k": 2, "min_prob": 0.1, "min_ratio": 0.9},
         "fast": {"top_k": 3, "min_prob": 0.05},
         "fly": {"min_entropy": 0.3, "window": 6, "guard_stop_tokens": False},
     }
 )
-DEFAULT_PRESET = "careful"
+DEFAULT_PRESET = "content"
 
 
 class VerificationConfig(BaseModel):
@@ -33,7 +34,8 @@ class VerificationConfig(BaseModel):
       would accept the next ``window`` draft tokens (FLy, arXiv 2511.22972);
     - neither x nor m is guarded: a stop token (``guard_stop_tokens``) or a token in ``never_relax`` or
       ``protect``; and the place is not one where, in the pool, the choice of token decides what the text
-      goes on to say (``wording_only``, see `vllm_dare.pool.pivots`);
+      goes on to say (``wording_only``, see `vllm_dare.pool.pivots`; without a pool that knows, nothing is
+      kept);
     - the request's budget is not spent: at most ``max_relaxed`` tokens in all, ``max_relaxed_per_100`` of a
       hundred (of the first n tokens at most n / 100 times as many), and ``max_relaxed_in_row`` one after the
       other.

@@ -12,12 +12,10 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
+from vllm_dare.pool.pivots import BEGIN, CONTEXT
 from vllm_dare.verification.meters import Meters
 from vllm_dare.verification.policy import (
     NUM_PROGRESS_COLUMNS,
-    QUOTED,
-    USED,
-    WRITTEN,
     BatchRules,
     Verdict,
     force_tokens,
@@ -55,6 +53,7 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         self.rules_of_batch = rules_of_batch
         self.meters = Meters()
         self._guards = guards
+        self._batch: _RulesOfBatch | None = None
         self._reports: list[tuple[Sequence[RequestRule], torch.Tensor]] = []
 
     def forward(
@@ -73,7 +72,9 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         if len(rules) != len(metadata.num_draft_tokens) or not any(rule.relaxes for rule in rules):
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
         self.settle()
-        relaxation = Relaxation(rules, self._guards)
+        if self._batch is None or self._batch.requests != rules:
+            self._batch = _RulesOfBatch(rules, self._guards)
+        relaxation = Relaxation(self._batch.now())
         token = current_relaxation.set(relaxation)
         try:
             return super().forward(metadata, draft_probs, logits, sampling_metadata)
@@ -96,16 +97,15 @@ class Relaxation:
     """One step's relaxing, around vLLM's `rejection_sample`.
 
     Args:
-        rules: of the batch's requests.
-        guards: see `RelaxedRejectionSampler`.
+        batch: the rules of the batch's requests.
 
     Attributes:
         report: see `Verdict.report`; None before it is decided.
     """
 
-    def __init__(self, rules: Sequence[RequestRule], guards: TokenGuards) -> None:
+    def __init__(self, batch: BatchRules) -> None:
         self.report: torch.Tensor | None = None
-        self._rules, self._guards = rules, guards
+        self._batch = batch
         self._uniform: torch.Tensor | None = None
 
     @contextmanager
@@ -126,7 +126,7 @@ class Relaxation:
                 len(draft), arguments["num_draft_tokens"], sampling.generators, logits.device
             )
         verdict = _verify_on(logits.device)(
-            logits, draft, arguments["cu_num_draft_tokens"], self._uniform, greedy, self._batch()
+            logits, draft, arguments["cu_num_draft_tokens"], self._uniform, greedy, self._batch
         )
         self.report = verdict.report
         force_tokens(logits, draft, verdict)
@@ -140,20 +140,33 @@ class Relaxation:
         uniform, self._uniform = self._uniform, None
         return uniform
 
-    def _batch(self) -> BatchRules:
-        guards = [rule.guard_ids for rule in self._rules]
-        progress = np.zeros((len(self._rules), NUM_PROGRESS_COLUMNS), np.int64)
-        for row, rule in zip(progress, self._rules, strict=True):
+
+class _RulesOfBatch:
+    """The rules of a batch's requests as arrays; most steps have the same requests as the step before."""
+
+    def __init__(self, rules: Sequence[RequestRule], guards: TokenGuards) -> None:
+        self.requests = list(rules)
+        self._guards = guards
+        ids = [rule.guard_ids for rule in rules]
+        self._rules = np.stack([rule.row for rule in rules])
+        self._guard_ends, self._guard_ids = np.cumsum([len(some) for some in ids]), np.concatenate(ids)
+
+    def now(self) -> BatchRules:
+        """The rules, and where the requests stand."""
+        progress = np.zeros((len(self.requests), NUM_PROGRESS_COLUMNS), np.int64)
+        recent = np.full((len(self.requests), CONTEXT), BEGIN, np.int64)
+        for number, rule in enumerate(self.requests):
             if rule.relaxes:
-                row[USED], row[WRITTEN] = rule.meters.relaxed, rule.written()
-                row[QUOTED] = rule.quoted(self._guards.kinds)
+                progress[number] = rule.meters.relaxed, rule.written(), rule.quoted(self._guards.kinds)
+                if rule.wording_only:
+                    recent[number] = rule.recent()
         return BatchRules(
-            rules=np.stack([rule.row for rule in self._rules]),
-            guard_ends=np.cumsum([len(ids) for ids in guards]),
-            guard_ids=np.concatenate(guards),
+            rules=self._rules,
+            guard_ends=self._guard_ends,
+            guard_ids=self._guard_ids,
             kinds=self._guards.kinds,
             progress=progress,
-            recent=np.stack([rule.recent() for rule in self._rules]),
+            recent=recent,
             pivots=self._guards.pivots,
         )
 

@@ -38,6 +38,7 @@ class TokenGuards:
         self._texts: Sequence[str] | None = None
         self._ids: dict[tuple[int | str, ...], tuple[int, ...]] = {}
         self.kinds: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._knows_wording = pivots is not None
         self.pivots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64) if pivots is None else pivots
 
     def prepare(self, rule: VerificationConfig) -> tuple[int, ...]:
@@ -47,6 +48,12 @@ class TokenGuards:
         if rule.never_relax not in self._ids:
             self._ids[rule.never_relax] = self._tokens_of(rule.never_relax)
         return self._ids[rule.never_relax]
+
+    def applicable(self, rule: VerificationConfig) -> VerificationConfig:
+        """The rule, or, where it asks for wording only and nobody knows what is wording, a strict one."""
+        if rule.wording_only and not self._knows_wording:
+            return rule.model_copy(update={"mode": "strict"})
+        return rule
 
     def _all_texts(self) -> Sequence[str]:
         if self._texts is None:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -35,6 +36,14 @@ def test_texts_are_read_only_when_a_rule_asks() -> None:
 
 def test_a_string_means_the_tokens_it_is_written_with_and_those_that_contain_it() -> None:
     assert guards().prepare(VerificationConfig(never_relax=("Drama", 1))) == (1, 7, 8, 9, 10)
+
+
+def test_where_nobody_knows_what_is_wording_a_rule_that_asks_is_strict() -> None:
+    rule, other = VerificationConfig(mode="relaxed", wording_only=True), VerificationConfig(preset="paper")
+    assert not guards().applicable(rule).relaxes
+    assert guards().applicable(other) is other
+    knowing = TokenGuards(12, lambda: TEXTS, lambda _: [], np.zeros(0, np.uint64))
+    assert knowing.applicable(rule) is rule
 
 
 def test_an_open_quotation_is_followed_through_the_output() -> None:
