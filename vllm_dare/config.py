@@ -81,7 +81,8 @@ def _one_sentence(error: ValidationError) -> str:
     name = ".".join(["dare", *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
         return f"Unknown setting {name}; known settings are {_known_settings(first['loc'][:-1])}."
-    return f"Bad value {first['input']!r} for the setting {name}: {first['msg']}."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"Bad value {first['input']!r} for the setting {name}: {message}."
 
 
 def _known_settings(parents: tuple[int | str, ...]) -> str:

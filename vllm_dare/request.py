@@ -148,7 +148,8 @@ def _as_field(value: Any) -> Any:
 def _bad_value(error: ValidationError) -> RequestError:
     first = error.errors()[0]
     key = next(key for key, field in _RULE_KEYS.items() if field == first["loc"][0])
-    return RequestError(key, f"Bad value {first['input']!r} for {key}: {first['msg']}.")
+    message = first["msg"].removeprefix("Value error, ")
+    return RequestError(key, f"Bad value {first['input']!r} for {key}: {message}.")
 
 
 def _check_limits(config: DareConfig, rule: VerificationConfig, given: Mapping[str, Any]) -> None:

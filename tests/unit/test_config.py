@@ -22,7 +22,7 @@ def test_defaults_are_strict_and_without_a_pool() -> None:
         ({"verification": {"top_k": 0}}, r"dare\.verification\.top_k"),
         ({"verification": {"min_prob": 1.0}}, r"dare\.verification\.min_prob"),
         ({"verification": {"min_ratio": 1.5}}, r"dare\.verification\.min_ratio"),
-        ({"verification": {"preset": "lax"}}, r"dare\.verification\.preset: .*presets are paper, careful"),
+        ({"verification": {"preset": "lax"}}, r"dare\.verification\.preset: .*presets are paper, content"),
         ({"verification": {"max_relaxed": -1}}, r"dare\.verification\.max_relaxed"),
         ({"verification": {"never_relax": [""]}}, r"dare\.verification\.never_relax"),
         ({"limits": {"max_k": 3}}, r"Unknown setting dare\.limits\.max_k; .*top_k"),

@@ -53,12 +53,21 @@ def generate(
     ] = False,
     pool: options.Pool = None,
     verification: Annotated[
-        VerificationMode,
+        VerificationMode | None,
         typer.Option(
             help="strict: the text that plain vLLM writes; relaxed: faster, wording may change.",
+            show_default="strict; relaxed with --preset",
             rich_help_panel=options.DRAFTS,
         ),
-    ] = VerificationMode.strict,
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="How much may change: content (wording only), careful, fast, paper or fly.",
+            show_default="content",
+            rich_help_panel=options.DRAFTS,
+        ),
+    ] = None,
     draft_tokens: Annotated[
         int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=options.DRAFTS)
     ] = 16,
@@ -121,7 +130,8 @@ def generate(
     engine = EngineSettings(
         model=model,
         pool=pool,
-        verification=verification.value,
+        verification=_mode(verification, preset).value,
+        preset=preset,
         draft_tokens=0 if no_drafts else draft_tokens,
         learn=learn,
         max_num_seqs=max_num_seqs,
@@ -149,6 +159,12 @@ def generate(
     if json_file is not None:
         replace_text(json_file, json.dumps(outcome.as_dict(), indent=2) + "\n")
     raise typer.Exit(_report(job, outcome, Console(), console))
+
+
+def _mode(verification: VerificationMode | None, preset: str | None) -> VerificationMode:
+    if verification is not None:
+        return verification
+    return VerificationMode.strict if preset is None else VerificationMode.relaxed
 
 
 def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> int:

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vllm_dare.verification.meters import Meters
 
 _TOKENS = "vllm:generation_tokens"
 _DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
@@ -61,6 +63,7 @@ class Figures:
         completion_tokens: tokens of the finished rows.
         seconds: wall time, without the engine's start.
         counters: vLLM's counters over the stretch, rows that did not finish included.
+        relaxed: what relaxing did in the finished rows; None if none had a relaxed rule.
     """
 
     rows: int = 0
@@ -68,6 +71,7 @@ class Figures:
     completion_tokens: int = 0
     seconds: float = 0.0
     counters: Counters = Counters()
+    relaxed: Meters | None = None
 
     @property
     def mean_tokens(self) -> float | None:
@@ -104,6 +108,7 @@ class Figures:
             "draft_tokens": self.counters.draft_tokens,
             "accepted_tokens": self.counters.accepted_tokens,
             "acceptance_rate": self.acceptance_rate,
+            "verification": None if self.relaxed is None else self.relaxed.as_dict(),
         }
 
 
@@ -119,18 +124,23 @@ class Meter:
         self._started_at = time.monotonic()
         self._before = Counters.read(llm.get_metrics())
         self._rows = self._failed = self._tokens = 0
+        self._relaxed: Meters | None = None
 
     def count(self, row: dict[str, Any]) -> None:
         """Note one output row."""
         self._rows += 1
         self._failed += row["finish_reason"] == "error"
         self._tokens += row["completion_tokens"]
+        if "verification" in row:
+            self._relaxed = self._relaxed or Meters()
+            self._relaxed.add_meters(row["verification"])
 
     def figures(self) -> Figures:
         """What has been done until now."""
         counters = Counters.read(self._llm.get_metrics()) - self._before
         seconds = time.monotonic() - self._started_at
-        return Figures(self._rows, self._failed, self._tokens, seconds, counters)
+        relaxed = None if self._relaxed is None else replace(self._relaxed)
+        return Figures(self._rows, self._failed, self._tokens, seconds, counters, relaxed)
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

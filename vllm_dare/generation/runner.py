@@ -119,7 +119,14 @@ def _output_row(row: PromptRow, output: Any) -> dict[str, Any]:
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "token_ids": list(completion.token_ids),
+        **_verification(completion),
     }
+
+
+def _verification(completion: Any) -> dict[str, Any]:
+    """What relaxing did for the row, see `vllm_dare.verification.meters.Meters`; nothing if strict."""
+    meters = getattr(completion.spec_decode_metrics, "dare", None)
+    return {} if meters is None else {"verification": meters}
 
 
 def _group(row: PromptRow) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vllm_dare.errors import ConfigError
+from vllm_dare.verification.rule import DEFAULT_PRESET, PRESETS
 
 Verification = Literal["strict", "relaxed"]
 
@@ -42,6 +43,7 @@ class EngineSettings:
         draft_tokens: the most draft tokens a step; 0 is plain vLLM without drafts.
         learn: whether what is written drafts for later rows and runs; needs drafts and a pool, which may
             still be missing.
+        preset: the relaxed rule, a name in `vllm_dare.verification.rule.PRESETS`; None is the default one.
         max_num_seqs, max_model_len, dtype: as in vLLM; None leaves vLLM's default.
         engine_args: further arguments of ``vllm.LLM``.
     """
@@ -51,6 +53,7 @@ class EngineSettings:
     verification: Verification = "strict"
     draft_tokens: int = 16
     learn: bool = False
+    preset: str | None = None
     max_num_seqs: int | None = None
     max_model_len: int | None = None
     dtype: str | None = None
@@ -60,6 +63,12 @@ class EngineSettings:
         for name in (*_OWN_ENGINE_ARGS, *(("worker_extension_cls",) if self.learn else ())):
             if name in self.engine_args:
                 raise ConfigError(f"--engine-args may not contain {name!r}: vllm-dare sets it itself.")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ConfigError(
+                f"There is no preset {self.preset!r} for --preset; there are {', '.join(PRESETS)}."
+            )
+        if self.preset is not None and self.verification == "strict":
+            raise ConfigError("--preset needs --verification relaxed: strict verification has no presets.")
         if self.learn and self.pool is None:
             raise ConfigError(
                 "--learn needs --pool DIR, where the text is kept; DIR is made if it is missing."
@@ -83,12 +92,16 @@ class EngineSettings:
                 "num_speculative_tokens": self.draft_tokens,
             }
             arguments["additional_config"] = {"dare": self._dare_config()}
+            arguments["per_request_spec_decode_metrics"] = "summary"  # with what relaxing did
         if self.learn:
             arguments["worker_extension_cls"] = "vllm_dare.engine.learning_worker.LearningWorker"
         return arguments
 
     def _dare_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"verification": {"mode": self.verification}}
+        verification: dict[str, str] = {"mode": self.verification}
+        if self.preset is not None:
+            verification["preset"] = self.preset
+        config: dict[str, Any] = {"verification": verification}
         if self.pool is not None:
             config["pool"] = str(self.pool.resolve())
         if self.learn:
@@ -114,6 +127,7 @@ def text_settings(engine: EngineSettings, sampling: SamplingSettings, token_ids:
     if settings["verification"] == "relaxed":
         settings["pool"] = None if engine.pool is None else str(engine.pool)
         settings["draft_tokens"] = engine.draft_tokens
+        settings["preset"] = engine.preset or DEFAULT_PRESET
         if engine.learn:
             settings["learn"] = True
     return settings

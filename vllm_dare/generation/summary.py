@@ -28,6 +28,12 @@ def outcome_table(outcome: Outcome) -> Table:
     for label, name, form in _FIGURES:
         if figures[name] is not None:
             table.add_row(label, form.format(figures[name]))
+    if (relaxed := outcome.figures.relaxed) is not None:
+        share = relaxed.relaxed / max(outcome.figures.completion_tokens, 1)
+        table.add_row("relaxed tokens", f"{relaxed.relaxed} ({share:.1%})")
+        table.add_row("given up by them", f"{relaxed.given_up:.1f} nats of log-probability")
+        if relaxed.budget_stops:
+            table.add_row("budget spent", f"{relaxed.budget_stops} times")
     if (learned := outcome.learned) is not None:
         text = f"{learned.documents} documents, {learned.tokens} tokens"
         table.add_row("learned", text + _aside(learned.known, "known before"))

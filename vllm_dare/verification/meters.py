@@ -1,6 +1,6 @@
 """What relaxing did, for one request or for an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -29,6 +29,10 @@ class Meters:
         self.relaxed += int(relaxed)
         self.given_up += given_up
         self.budget_stops += int(stopped)
+
+    def add_meters(self, other: Mapping[str, float]) -> None:
+        """Add what `as_dict` of other meters says."""
+        self.add([other["exact"], other["relaxed"], other["given_up"], other["budget_stops"]])
 
     def as_dict(self) -> dict[str, float]:
         """For reports; with the mean log-probability given up per relaxed token, 0 without one."""

@@ -70,3 +70,16 @@ def test_figures_as_json() -> None:
     assert figures["tokens_per_second"] == pytest.approx(15)
     assert figures["tokens_per_step"] == pytest.approx(3)
     assert figures["acceptance_rate"] == pytest.approx(0.5)
+
+
+def test_what_relaxing_did_is_summed_over_rows() -> None:
+    meter = Meter(FakeLLM())
+    row = {"finish_reason": "stop", "completion_tokens": 10}
+    meter.count(row)
+    assert meter.figures().relaxed is None
+    done = {"exact": 5, "relaxed": 2, "given_up": 0.5, "budget_stops": 1, "given_up_per_token": 0.25}
+    meter.count({**row, "verification": done})
+    meter.count({**row, "verification": done})
+    assert meter.figures().as_dict()["verification"] == {
+        "exact": 10, "relaxed": 4, "given_up": 1.0, "budget_stops": 2, "given_up_per_token": 0.25,
+    }  # fmt: skip

@@ -32,7 +32,9 @@ class FakeLLM:
     enqueue_chat: Callable[..., list[str]] = enqueue
 
     def _step(self) -> list[Any]:
-        completion = SimpleNamespace(text="text", token_ids=[1], finish_reason="stop")
+        completion = SimpleNamespace(
+            text="text", token_ids=[1], finish_reason="stop", spec_decode_metrics=None
+        )
         return [SimpleNamespace(finished=True, request_id="0", prompt_token_ids=[1], outputs=[completion])]
 
 

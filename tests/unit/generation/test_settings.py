@@ -7,6 +7,7 @@ import pytest
 
 from vllm_dare.errors import ConfigError
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings, text_settings
+from vllm_dare.verification.rule import DEFAULT_PRESET
 
 
 def test_the_engine_gets_the_proposer_and_the_pool(tmp_path: Path) -> None:
@@ -21,6 +22,7 @@ def test_the_engine_gets_the_proposer_and_the_pool(tmp_path: Path) -> None:
             "num_speculative_tokens": 8,
         },
         "additional_config": {"dare": {"verification": {"mode": "relaxed"}, "pool": str(tmp_path)}},
+        "per_request_spec_decode_metrics": "summary",
     }
 
 
@@ -76,3 +78,16 @@ def test_a_relaxed_run_is_tied_to_its_drafts() -> None:
     assert settings[0] != settings[1] and settings[0] != settings[2]
     learning = EngineSettings("m", Path("a"), "relaxed", 16, learn=True)
     assert settings[0] != text_settings(learning, sampling, token_ids=False)
+
+
+def test_a_preset_says_how_much_is_relaxed(tmp_path: Path) -> None:
+    settings = EngineSettings("m", pool=tmp_path, verification="relaxed", preset="fast")
+    dare = settings.llm_args()["additional_config"]["dare"]
+    assert dare["verification"] == {"mode": "relaxed", "preset": "fast"}
+    default = EngineSettings("m", pool=tmp_path, verification="relaxed")
+    texts = [text_settings(one, SamplingSettings(), token_ids=False) for one in (settings, default)]
+    assert [text["preset"] for text in texts] == ["fast", DEFAULT_PRESET]
+    with pytest.raises(ConfigError, match="no preset 'lax' for --preset; there are paper, content"):
+        EngineSettings("m", verification="relaxed", preset="lax")
+    with pytest.raises(ConfigError, match="--preset needs --verification relaxed"):
+        EngineSettings("m", preset="fast")
