@@ -263,7 +263,7 @@ class DareProposer:
         sources = self._sources(group)
         sampled = params is not None and params.temperature > 0
         return _RequestState(
-            seed=_seed(request.prompt_token_ids) if rule.relaxes else 0,
+            seed=_seed(request.prompt_token_ids) if rule.relaxes and verification.drawn_drafts else 0,
             request=request,
             sources=sources,
             memory=sources.memory(),

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "paper": {"top_k": 2, "min_prob": 0.1, "guard_stop_tokens": False},
         "content": {"top_k": 3, "min_ratio": 0.2, "wording_only": True},
         "careful": {"top_k": 2, "min_prob": 0.1, "min_ratio": 0.9},
-        "fast": {"top_k": 3, "min_prob": 0.05},
+        "fast": {"top_k": 3, "min_prob": 0.05, "drawn_drafts": False},
         "fly": {"min_entropy": 0.3, "window": 6, "guard_stop_tokens": False},
     }
 )
@@ -49,6 +49,8 @@ class VerificationConfig(BaseModel):
             token whose text contains it.
         protect: "digits" guards every token with a digit, "json" those with any of ``{}[]":,``, "quoted"
             double quotation marks and what stands between them.
+        drawn_drafts: whether drafts are drawn from what the pool knows; else each is the likeliest, which is
+            faster, and draws all texts towards the commonest wording.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +69,7 @@ class VerificationConfig(BaseModel):
     never_relax: tuple[int | str, ...] = ()
     protect: tuple[Protected, ...] = ()
     wording_only: bool = False
+    drawn_drafts: bool = True
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,7 @@ def test_the_papers_preset_is_the_papers_rule() -> None:
         "never_relax": (),
         "protect": (),
         "wording_only": False,
+        "drawn_drafts": True,
     }
 
 
