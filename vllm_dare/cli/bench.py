@@ -34,7 +34,8 @@ def bench(
     arms: Annotated[
         str,
         typer.Option(
-            help="What to compare: none, ngram, suffix, strict, relaxed; strict@4 always drafts 4 tokens.",
+            help="What to compare: none, ngram, suffix, strict, relaxed; strict@4 always drafts 4 tokens, "
+            "relaxed:fast has the preset fast.",
             rich_help_panel=options.DRAFTS,
         ),
     ] = "none,ngram,suffix,strict,relaxed",

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from vllm_dare.errors import DareError
 from vllm_dare.generation.settings import EngineSettings
+from vllm_dare.verification.rule import PRESETS
 
 Method = Literal["none", "ngram", "suffix", "strict", "relaxed"]
 
@@ -23,15 +24,18 @@ class Arm:
     Attributes:
         method: ``none`` (no speculation), vLLM's ``ngram`` or ``suffix``, or DARE, ``strict`` or ``relaxed``.
         fixed: DARE alone: always draft so many tokens; None lets the draft budget decide.
+        preset: ``relaxed`` alone: its rule; None is the engine's default.
     """
 
     method: Method
     fixed: int | None = None
+    preset: str | None = None
 
     @property
     def name(self) -> str:
-        """What the user calls it: ``strict``, ``strict@4``."""
-        return self.method if self.fixed is None else f"{self.method}@{self.fixed}"
+        """What the user calls it: ``strict``, ``strict@4``, ``relaxed:fast@4``."""
+        rule = self.method if self.preset is None else f"{self.method}:{self.preset}"
+        return rule if self.fixed is None else f"{rule}@{self.fixed}"
 
     @property
     def uses_dare(self) -> bool:
@@ -40,12 +44,15 @@ class Arm:
     @property
     def engine(self) -> str:
         """The name of its engine; ``strict`` and ``relaxed``, which each request chooses, share one."""
-        return self.name.replace(self.method, "dare") if self.uses_dare else self.name
+        if not self.uses_dare:
+            return self.name
+        return "dare" if self.fixed is None else f"dare@{self.fixed}"
 
     @property
     def request_keys(self) -> dict[str, str]:
         """What its requests carry in ``extra_args``."""
-        return {"dare_verification": self.method} if self.uses_dare else {}
+        keys: dict[str, str] = {"dare_verification": self.method} if self.uses_dare else {}
+        return keys if self.preset is None else {**keys, "dare_preset": self.preset}
 
     def llm_args(self, engine: EngineSettings, max_draft: int, suffix_texts: int) -> dict[str, Any]:
         """The arguments of ``vllm.LLM`` for this arm.
@@ -81,7 +88,7 @@ def parse_arms(names: Sequence[str], drafts: Sequence[int]) -> list[Arm]:
         arm = _parse(name)
         arms.append(arm)
         if arm.uses_dare and arm.fixed is None and len(drafts) > 1:
-            arms += [Arm(arm.method, draft) for draft in sorted(drafts)]
+            arms += [replace(arm, fixed=draft) for draft in sorted(drafts)]
     return list(dict.fromkeys(arms))
 
 
@@ -105,19 +112,23 @@ def in_turns(engines: Sequence[tuple[Arm, ...]], repeats: int) -> Iterator[tuple
 
 
 def _parse(name: str) -> Arm:
-    method, at, length = name.partition("@")
+    rule, at, length = name.partition("@")
+    method, colon, preset = rule.partition(":")
     if method not in METHODS:
         raise DareError(
-            f"There is no arm {name!r}: --arms takes {', '.join(METHODS)}, and strict@4 and such."
+            f"There is no arm {name!r}: --arms takes {', '.join(METHODS)}, and strict@4, relaxed:fast "
+            "and such."
         )
+    if colon and (method != "relaxed" or preset not in PRESETS):
+        raise DareError(f"There is no arm {name!r}: relaxed takes the presets {', '.join(PRESETS)}.")
     if not at:
-        return Arm(method)
+        return Arm(method, preset=preset or None)
     if method not in DARE_METHODS:
         raise DareError(f"The arm {name!r} cannot have a fixed draft length: only strict and relaxed can.")
     if not length.isdecimal():
         raise DareError(f"The arm {name!r} needs a whole number after the @, as in {method}@4.")
     _check_draft(int(length), f"the arm {name!r}")
-    return Arm(method, int(length))
+    return Arm(method, int(length), preset or None)
 
 
 def _check_draft(draft: int, where: str) -> None:

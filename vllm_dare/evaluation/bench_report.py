@@ -185,8 +185,9 @@ def _markdown_table(records: Sequence[Record]) -> str:
 def _settings(settings: Record) -> str:
     lines = []
     for arm in settings["arms"]:
-        method, _, fixed = arm.partition("@")
-        about = SETTINGS[method]
+        rule, _, fixed = arm.partition("@")
+        method, _, preset = rule.partition(":")
+        about = SETTINGS[method] + (f", preset {preset}" if preset else "")
         if fixed:
             about += f", always {fixed} draft tokens"
         elif method != "none":

@@ -2,8 +2,8 @@
 
 After some contexts the texts of a pool go on differently. Often that is wording: whichever token stands
 there, the texts say the same things afterwards. At other places the choice and what follows depend on each
-other ("their favourite genre is" …, the first words, which set the plan of the text); these are pivots. A
-relaxed rule with ``wording_only`` leaves pivots to the target.
+other ("their favourite genre is" …, "a combination of" …); these are pivots. A relaxed rule with
+``wording_only`` leaves pivots to the target.
 
 The measure is the share of the variance of the following text that the choice explains. Of every place where
 a context of three tokens stands, the text from `_SKIP` to `_SKIP` + `_SPAN` tokens behind the choice is

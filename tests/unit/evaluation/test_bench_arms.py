@@ -16,6 +16,14 @@ def test_arms_are_parsed_once_each() -> None:
     assert parse_arms(["none", "strict", "strict@4", "strict"], [16]) == [NONE, STRICT, STRICT_4]
 
 
+def test_relaxed_arms_may_name_a_preset() -> None:
+    arms = parse_arms(["relaxed", "relaxed:fast", "relaxed:paper@4"], [16])
+    assert arms == [RELAXED, Arm("relaxed", preset="fast"), Arm("relaxed", 4, "paper")]
+    assert [arm.name for arm in arms] == ["relaxed", "relaxed:fast", "relaxed:paper@4"]
+    assert [arm.engine for arm in arms] == ["dare", "dare", "dare@4"]
+    assert arms[1].request_keys == {"dare_verification": "relaxed", "dare_preset": "fast"}
+
+
 def test_several_draft_lengths_are_arms_of_their_own() -> None:
     names = [arm.name for arm in parse_arms(["none", "ngram", "strict", "relaxed@2"], [16, 4])]
     assert names == ["none", "ngram", "strict", "strict@4", "strict@16", "relaxed@2"]
@@ -26,6 +34,8 @@ def test_several_draft_lengths_are_arms_of_their_own() -> None:
     [
         (["eagle"], [16], "There is no arm 'eagle': --arms takes none, ngram, suffix, strict, relaxed"),
         ([""], [16], "There is no arm ''"),
+        (["relaxed:lax"], [16], "There is no arm 'relaxed:lax': relaxed takes the presets paper, content"),
+        (["strict:fast"], [16], "There is no arm 'strict:fast'"),
         (["ngram@4"], [16], "'ngram@4' cannot have a fixed draft length"),
         (["strict@"], [16], "needs a whole number after the @"),
         (["strict@200"], [16], "'strict@200' drafts 200 tokens, but vLLM verifies between 1 and 128"),

@@ -233,6 +233,24 @@ def test_a_sampled_request_always_keeps_what_its_rule_says() -> None:
     assert {row[0] for row in tokens(batch.run(native()))} > {5, 7}
 
 
+@pytest.mark.parametrize("draft", [9, 12])
+def test_where_a_draft_is_not_kept_the_token_has_the_targets_distribution(draft: int) -> None:
+    """What README says of the distribution: exactly p, whatever was drafted (9: p = 0.1; 12: hardly any)."""
+    from scipy.stats import chisquare
+
+    number = 20_000
+    rule = VerificationConfig(**LOOSE | {"min_prob": 0.2})
+    batch = Batch([(CHOICE, [draft], 1.0)] * number)
+    first = torch.tensor([row[0] for row in tokens(batch.run(ours(*[rule] * number)))])
+    counts = torch.bincount(first, minlength=VOCAB).numpy()
+    assert (
+        chisquare(
+            counts, CHOICE[0].exp().numpy().astype(float) / CHOICE[0].exp().sum().item() * number
+        ).pvalue
+        > 1e-3
+    )
+
+
 def test_the_rule_sees_what_is_left_of_the_distribution_after_top_k() -> None:
     """A draft that the request's own top-k excludes is never kept."""
     rule = VerificationConfig(**LOOSE | {"top_k": 8, "min_prob": 0.0})
