@@ -5,8 +5,11 @@ trained for every variant on the same rows; only what comes from the text differ
 all seeds see the same resampled users.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -92,27 +95,28 @@ def rank(
         DareError: scikit-learn is missing, or there are too few interactions to split.
     """
     users, documents = np.unique(interactions.users, return_inverse=True)
-    losses: list[list[np.ndarray]] = [[] for _ in variants]
-    tests, scores = [], [[] for _ in variants]  # type: ignore[var-annotated]
-    for seed in range(seeds):
-        held_out = held_out_rows(interactions, split, seed)
-        _check_classes(interactions.labels, held_out)
-        tests.append((interactions.labels[held_out], documents[held_out]))
-        shared = _item_features(interactions, items, held_out, seed)
-        for index, text in enumerate(variants):
-            if index and _same(text, variants[0]):
-                found = scores[0][-1]
-            else:
-                tell(f"ranking model {seed + 1} of {seeds}, variant {index + 1} of {len(variants)}")
-                found = _predict(shared, text, interactions, items, held_out, seed)
-            scores[index].append(found)
-            losses[index].append(_loss(found, interactions.labels[held_out]))
+    trained = [i for i, text in enumerate(variants) if i == 0 or not _same(text, variants[0])]
+    tests, scores, losses = [], [], []
+    with ThreadPoolExecutor(_cores()) as pool:
+        for seed in range(seeds):
+            tell(f"ranking models, seed {seed + 1} of {seeds}")
+            held_out = held_out_rows(interactions, split, seed)
+            labels = interactions.labels[held_out]
+            _check_classes(interactions.labels, held_out)
+            shared = _item_features(interactions, items, held_out, seed)
+
+            one = partial(_predict, shared, interactions, items, held_out, seed)
+            own = dict(zip(trained, pool.map(one, [variants[i] for i in trained]), strict=True))
+            tests.append((labels, documents[held_out]))
+            scores.append([own.get(index, own[0]) for index in range(len(variants))])
+            losses.append([_loss(found, labels) for found in scores[-1]])
     tell("resampling users")
-    aucs = [_auc_resamples(tests, found, len(users)) for found in scores]
+    aucs = [_auc_resamples(tests, found, len(users)) for found in zip(*scores, strict=True)]
+    by_variant = list(zip(*losses, strict=True))
     return [
         Ranking(
             _auc_figure(aucs[index], aucs[0] if index else None, len(users)),
-            _loss_figure(losses[index], losses[0] if index else None, tests, len(users)),
+            _loss_figure(by_variant[index], by_variant[0] if index else None, tests, len(users)),
             aucs[index][2],
         )
         for index in range(len(variants))
@@ -187,18 +191,27 @@ def _text_features(text: UserText, interactions: Interactions, items: Items) -> 
 
 def _predict(
     shared: np.ndarray,
-    text: UserText,
     interactions: Interactions,
     items: Items,
     held_out: np.ndarray,
     seed: int,
+    text: UserText,
 ) -> np.ndarray:
-    """float64[held out]: the probability of a positive label."""
+    """float64[held out]: the probability of a positive label.
+
+    In one thread: several would wait for each other, and on a busy machine do little else.
+    """
     ensemble: Any = need("sklearn.ensemble", "scikit-learn")
+    limits: Any = need("threadpoolctl", "threadpoolctl").threadpool_limits
     features = np.hstack([shared, _text_features(text, interactions, items)])
     model = ensemble.HistGradientBoostingClassifier(**_MODEL, early_stopping=False, random_state=seed)
-    model.fit(features[~held_out], interactions.labels[~held_out])
-    return np.asarray(model.predict_proba(features[held_out])[:, 1], np.float64)
+    with limits(1, user_api="openmp"):  # which holds for this thread alone
+        model.fit(features[~held_out], interactions.labels[~held_out])
+        return np.asarray(model.predict_proba(features[held_out])[:, 1], np.float64)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _same(one: UserText, other: UserText) -> bool:

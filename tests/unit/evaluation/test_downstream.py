@@ -126,7 +126,7 @@ def test_log_loss_is_scikit_learns(
     interactions: Interactions, items: Items, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = np.random.default_rng(5).random(len(interactions.labels))
-    monkeypatch.setattr(downstream, "_predict", lambda *a: found[a[4]])
+    monkeypatch.setattr(downstream, "_predict", lambda *a: found[a[3]])
     text = _text(np.zeros(USERS, int))
     (ranking,) = _rank([text], interactions, items)
     expected, areas = [], []
