@@ -16,7 +16,14 @@ import numpy as np
 
 from vllm_dare.errors import ConfigError, DareError
 from vllm_dare.evaluation.attributes import Stated
-from vllm_dare.evaluation.bootstrap import Estimate, Figure, draws, estimate, from_resamples
+from vllm_dare.evaluation.bootstrap import (
+    Estimate,
+    Figure,
+    draws,
+    estimate,
+    from_resamples,
+    mean_figure,
+)
 from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.interactions import Interactions, Items
 
@@ -51,12 +58,22 @@ class Ranking:
 
     Attributes:
         auc, log_loss: mean over the seeds, with their differences to the baseline.
+        user_auc: the AUC among the interactions of one user, mean over users; None if no user has both
+            labels among those held out. What a text says of its user shows here first: how much they like
+            things in general has no part in it.
         seeds: AUC of each seed.
     """
 
     auc: Figure
     log_loss: Figure
+    user_auc: Figure | None
     seeds: Sequence[float]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures that there are, by name."""
+        found = {"auc": self.auc, "user_auc": self.user_auc, "log_loss": self.log_loss}
+        return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def check_split(split: str, time_column: str | None) -> None:
@@ -105,18 +122,20 @@ def rank(
             _check_classes(interactions.labels, held_out)
             shared = _item_features(interactions, items, held_out, seed)
 
-            one = partial(_predict, shared, interactions, items, held_out, seed)
+            one = partial(_predict, shared, interactions, items, held_out, seed, split == "user")
             own = dict(zip(trained, pool.map(one, [variants[i] for i in trained]), strict=True))
             tests.append((labels, documents[held_out]))
             scores.append([own.get(index, own[0]) for index in range(len(variants))])
             losses.append([_loss(found, labels) for found in scores[-1]])
     tell("resampling users")
+    within = [_user_aucs(tests, found, len(users)) for found in zip(*scores, strict=True)]
     aucs = [_auc_resamples(tests, found, len(users)) for found in zip(*scores, strict=True)]
     by_variant = list(zip(*losses, strict=True))
     return [
         Ranking(
             _auc_figure(aucs[index], aucs[0] if index else None, len(users)),
             _loss_figure(by_variant[index], by_variant[0] if index else None, tests, len(users)),
+            mean_figure(within[index], within[0] if index else None),
             aucs[index][2],
         )
         for index in range(len(variants))
@@ -175,8 +194,14 @@ def _item_features(interactions: Interactions, items: Items, held_out: np.ndarra
     return np.column_stack([*columns, items.has[interactions.items]]).astype(np.float32)
 
 
-def _text_features(text: UserText, interactions: Interactions, items: Items) -> np.ndarray:
-    """float32[interactions, features]: the text's vector, and how the text and the item go together."""
+def _text_features(
+    text: UserText, interactions: Interactions, items: Items, with_vectors: bool
+) -> np.ndarray:
+    """float32[interactions, features]: how the text and the item go together, and the text's vector.
+
+    The vector is left out where users that are tested were trained on: it would stand for the user's id,
+    whatever the text says, and a text about somebody else would do as well.
+    """
     vectors, has = text.vectors[interactions.users], items.has
     number = np.maximum(has.sum(axis=1, keepdims=True), 1)
     item_vectors = (has @ text.value_vectors / number)[interactions.items]
@@ -186,7 +211,8 @@ def _text_features(text: UserText, interactions: Interactions, items: Items) -> 
     favourite = (first >= 0) & has[interactions.items, np.maximum(first, 0)]
     cosine = np.einsum("ij,ij->i", vectors, item_vectors)
     columns = (common, common / number[interactions.items, 0], stated.sum(axis=1), favourite, cosine)
-    return np.column_stack([*columns, vectors]).astype(np.float32)
+    parts = [*columns, vectors] if with_vectors else columns
+    return np.column_stack(parts).astype(np.float32)
 
 
 def _predict(
@@ -195,6 +221,7 @@ def _predict(
     items: Items,
     held_out: np.ndarray,
     seed: int,
+    with_vectors: bool,
     text: UserText,
 ) -> np.ndarray:
     """float64[held out]: the probability of a positive label.
@@ -203,7 +230,7 @@ def _predict(
     """
     ensemble: Any = need("sklearn.ensemble", "scikit-learn")
     limits: Any = need("threadpoolctl", "threadpoolctl").threadpool_limits
-    features = np.hstack([shared, _text_features(text, interactions, items)])
+    features = np.hstack([shared, _text_features(text, interactions, items, with_vectors)])
     model = ensemble.HistGradientBoostingClassifier(**_MODEL, early_stopping=False, random_state=seed)
     with limits(1, user_api="openmp"):  # which holds for this thread alone
         model.fit(features[~held_out], interactions.labels[~held_out])
@@ -266,6 +293,23 @@ def _auc_resamples(
         parts = [weighted_auc(found, labels, users, weights) for weights in _user_draws(num_users)]
         resampled.append(np.concatenate(parts))
     return float(np.mean(by_seed)), np.mean(resampled, axis=0), by_seed
+
+
+def _user_aucs(
+    tests: Sequence[tuple[np.ndarray, np.ndarray]], scores: Sequence[np.ndarray], num_users: int
+) -> np.ndarray:
+    """float64[users]: each user's own AUC, mean over the seeds that have one; NaN without any."""
+    total, number = np.zeros(num_users), np.zeros(num_users)
+    for (labels, users), found in zip(tests, scores, strict=True):
+        order = np.argsort(users, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(users[order])) + 1):
+            mine = np.zeros(len(rows), np.int64)
+            area = weighted_auc(found[rows], labels[rows], mine, np.ones((1, 1)))[0]
+            if not np.isnan(area):
+                total[users[rows[0]]] += area
+                number[users[rows[0]]] += 1
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / number)
 
 
 def _user_draws(num_users: int) -> Iterator[np.ndarray]:

@@ -115,7 +115,7 @@ class VariantQuality:
         """As JSON values."""
         ranking = None
         if self.ranking is not None:
-            figures = {"auc": self.ranking.auc.as_dict(), "log_loss": self.ranking.log_loss.as_dict()}
+            figures = {name: figure.as_dict() for name, figure in self.ranking.figures.items()}
             ranking = {**figures, "auc_by_seed": list(self.ranking.seeds)}
         return {
             "name": self.name,
@@ -182,7 +182,7 @@ def evaluate(plan: Plan, origin: Mapping[str, Any], tell: Tell) -> dict[str, Any
         figures = {**text[index], **content[index]}
         ranking = rankings[index]
         if ranking is not None:
-            figures |= {"auc": ranking.auc, "log_loss": ranking.log_loss}
+            figures |= ranking.figures
         verdict = judge(figures, plan.limits) if index else None
         found = (text[index], content[index], attributes[index], ranking, verdict)
         variants.append(VariantQuality(variant.name, variant.file, *found))

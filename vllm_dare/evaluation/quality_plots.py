@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 _INCHES_A_VARIANT, _INCHES_A_VALUE, _PANEL_WIDTH = 0.32, 0.3, 3.1
-_COLUMNS = 3
+_COLUMNS = 4
 # Section, figure, whether its difference is drawn, label, name of its limit and the sign of what is allowed.
 _PANELS = (
     ("text", "length_ratio", False, "length ratio", "length_change", 0),
@@ -18,6 +18,7 @@ _PANELS = (
     ("content", "agreement", False, "agreement", "min_agreement", None),
     ("content", "precision", True, "precision, difference", "precision_loss", -1),
     ("ranking", "auc", True, "AUC, difference", "auc_loss", -1),
+    ("ranking", "user_auc", True, "AUC within users, difference", "auc_loss", -1),
     ("ranking", "log_loss", True, "log-loss, difference", None, None),
 )
 

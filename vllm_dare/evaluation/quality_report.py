@@ -32,7 +32,11 @@ CONTENT = (
     ("precision", "precision", "{:.1%}"),
     ("history_share", "history share", "{:.1%}"),
 )
-RANKING = (("auc", "AUC", "{:.4f}"), ("log_loss", "log-loss", "{:.4f}"))
+RANKING = (
+    ("auc", "AUC", "{:.4f}"),
+    ("user_auc", "AUC within users", "{:.4f}"),
+    ("log_loss", "log-loss", "{:.4f}"),
+)
 SECTIONS = (("text", "Text", TEXT), ("content", "Content", CONTENT), ("ranking", "Ranking", RANKING))
 
 METHOD = (
@@ -50,7 +54,9 @@ METHOD = (
     "those whose share of the user's positive interactions is at least the share over all users. *History"
     " share* is the mean of the former over what is stated.",
     "*AUC* and *log-loss* are those of a click-through model (gradient-boosted trees) that sees the "
-    "embedded text, the item's attributes, popularity and mean label, and how text and item go together. "
+    "item's attributes, popularity and mean label, and how text and item go together; where whole users are "
+    "held out, the embedded text, too (elsewhere it would stand for the user's id, whatever it says). *AUC "
+    "within users* ranks each user's interactions among themselves. "
     "All variants have the same held-out interactions for a seed; item statistics come from the training "
     "part.",
     "A variant *holds* if every judged interval is within its limit, is *worse* if one is wholly beyond, "

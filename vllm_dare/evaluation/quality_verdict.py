@@ -19,7 +19,7 @@ class Limits:
         length_change: of the length ratio, either way.
         unfinished: more of the texts that end at the token limit.
         precision_loss: of the precision of what is stated.
-        auc_loss: of the ranking model's AUC.
+        auc_loss: of the ranking model's AUC, over all and within users.
         min_agreement: the least agreement of stated values; None does not judge it, since sampled texts
             differ from run to run without any being worse.
     """
@@ -78,6 +78,7 @@ def judge(figures: Mapping[str, Figure], limits: Limits) -> Verdict:
             _difference("unfinished texts", figures.get("unfinished"), limits.unfinished, -1, "{:.1%}"),
             _difference("precision", figures.get("precision"), limits.precision_loss, 1, "{:.1%}"),
             _difference("AUC", figures.get("auc"), limits.auc_loss, 1, "{:.4f}"),
+            _difference("AUC within users", figures.get("user_auc"), limits.auc_loss, 1, "{:.4f}"),
             _agreement(figures.get("agreement"), limits.min_agreement),
         )
         if check is not None

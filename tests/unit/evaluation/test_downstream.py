@@ -130,11 +130,18 @@ def test_log_loss_is_scikit_learns(
     text = _text(np.zeros(USERS, int))
     (ranking,) = _rank([text], interactions, items)
     expected, areas = [], []
+    own: dict[int, list[float]] = {}
     for seed in range(2):
         rows = held_out_rows(interactions, "row", seed)
         expected.append(log_loss(interactions.labels[rows], found[rows]))
         areas.append(roc_auc_score(interactions.labels[rows], found[rows]))
+        for user in range(USERS):
+            mine = rows & (interactions.users == user)
+            if len(set(interactions.labels[mine])) == 2:
+                own.setdefault(user, []).append(roc_auc_score(interactions.labels[mine], found[mine]))
     assert ranking.log_loss.estimate.value == pytest.approx(np.mean(expected))
+    assert ranking.user_auc is not None
+    assert ranking.user_auc.estimate.value == pytest.approx(np.mean([np.mean(a) for a in own.values()]))
     assert ranking.seeds == pytest.approx(areas)
 
 
@@ -148,3 +155,14 @@ def test_too_few_interactions_are_one_sentence(items: Items) -> None:
 def test_a_split_that_cannot_be_made(split: str, column: str | None) -> None:
     with pytest.raises(DareError):
         check_split(split, column)
+
+
+def test_vectors_are_left_out_where_they_would_stand_for_the_user(
+    interactions: Interactions, items: Items
+) -> None:
+    text = _text(-np.arange(USERS) % GENRES)
+    without, full = (downstream._text_features(text, interactions, items, flag) for flag in (False, True))
+    assert full.shape[1] - without.shape[1] == text.vectors.shape[1]
+    has = items.has[interactions.items, text.stated.first[interactions.users]]
+    np.testing.assert_array_equal(without[:, 0], has, "the values in common")
+    np.testing.assert_array_equal(without[:, 3], has, "whether the favourite is among them")

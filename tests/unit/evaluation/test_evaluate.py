@@ -60,13 +60,13 @@ def test_a_run_tells_what_holds_and_what_does_not(found: tuple[dict[str, Any], s
             elif name != "similarity":
                 assert (figure["difference"]["value"], figure["difference"]["width"]) == (0.0, 0.0), name
     assert same["text"]["similarity"]["value"] == pytest.approx(1)
-    for name in ("auc", "log_loss"):
+    for name in ("auc", "user_auc", "log_loss"):
         difference = same["ranking"][name]["difference"]
         assert (difference["value"], difference["width"]) == (0.0, 0.0)
 
     assert shuffled["verdict"]["word"] == "worse"
     worse = {check["name"] for check in shuffled["verdict"]["checks"] if check["word"] == "worse"}
-    assert worse == {"precision", "AUC"}
+    assert worse == {"precision", "AUC", "AUC within users"}
     assert shuffled["content"]["agreement"]["high"] < 0.9
     assert shuffled["text"]["length_ratio"]["value"] == 1.0
 
@@ -76,7 +76,10 @@ def test_a_run_tells_what_holds_and_what_does_not(found: tuple[dict[str, Any], s
     }
     assert short["text"]["unfinished"]["difference"]["value"] == 1.0
 
-    assert "same: holds (length, unfinished texts, precision, AUC within the limits)." in printed
+    assert (
+        "same: holds (length, unfinished texts, precision, AUC, AUC within users within the limits)."
+        in printed
+    )
     assert "shuffled: worse (precision lower by" in printed
 
 
