@@ -64,7 +64,8 @@ class RelaxedRejectionSampler(RejectionSampler):  # type: ignore[misc]
         sampling_metadata: SamplingMetadata,
     ) -> SamplerOutput:
         """See `RejectionSampler.forward`; arguments and result are the same."""
-        if metadata.draft_token_ids.numel() == 0:
+        filters = sampling_metadata.top_k is not None or sampling_metadata.top_p is not None
+        if filters and metadata.draft_token_ids.numel() == 0:
             # vLLM comes here without a single draft too, and then its top-k fails on an empty tensor.
             return self.sampler(logits[metadata.bonus_logits_indices], sampling_metadata)
         rules = self.rules_of_batch()
