@@ -23,7 +23,7 @@ SCHEMA = {
     "required": ["genre", "liked"],
     "additionalProperties": False,
 }
-RELAXED = {"dare_verification": "relaxed", "dare_min_prob": 0.05}
+RELAXED = {"dare_preset": "fast"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def address(demo_model: str, demo_pool: Path, tmp_path_factory: pytest.TempPathF
     log = tmp_path_factory.mktemp("server") / "log.txt"
     # Else the demo's model, which knows no JSON, may go on with blanks for ever.
     options = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
-    with running_server(demo_model, {"pool": str(demo_pool)}, log, *options) as address:
+    options += ("--per-request-spec-decode-metrics", "summary")
+    settings = {"pool": str(demo_pool), "limits": {"top_k": 8}}
+    with running_server(demo_model, settings, log, *options) as address:
         yield address
 
 
@@ -121,6 +123,11 @@ def test_a_relaxed_request_may_change_its_own_text_only(
     [
         ({"dare_grup": "users/1"}, "dare_grup"),
         ({"dare_top_k": 0}, "dare_top_k"),
+        ({"dare_preset": "lax"}, "dare_preset"),
+        ({"dare_preset": "fast", "dare_verification": "strict"}, "dare_preset"),
+        ({"dare_preset": "fast", "dare_max_relaxed": -1}, "dare_max_relaxed"),
+        ({"dare_preset": "fast", "dare_top_k": 9}, "dare_top_k"),  # beyond the operator's limit
+        ({"dare_protect": ["letters"]}, "dare_protect"),
         ({"dare_min_prob": 1.5}, "dare_min_prob"),
         ({"dare_verification": "sloppy"}, "dare_verification"),
         ({"dare_user": ["u1"]}, "dare_user"),
@@ -173,6 +180,16 @@ def test_log_probs_name_the_tokens_that_were_written(client: Any, demo_prompts: 
     ):
         assert logprob == pytest.approx(max(top.values()), abs=1e-5), token
         assert logprob <= 0
+
+
+def test_what_relaxing_did_comes_with_the_answer(client: Any, demo_prompts: list[dict[str, Any]]) -> None:
+    row = demo_prompts[5]
+    answer = complete(client, row["prompt"], request_args(group=row["group"]) | RELAXED, temperature=0.8)
+    drafts = answer.model_extra["metrics"]["speculative_decoding"]
+    assert drafts["dare"]["exact"] + drafts["dare"]["relaxed"] == drafts["num_accepted_draft_tokens"]
+    assert answer.model_extra.get("kv_transfer_params") is None
+    strict = complete(client, row["prompt"], request_args(group=row["group"]))
+    assert "dare" not in strict.model_extra["metrics"]["speculative_decoding"]
 
 
 @pytest.mark.parametrize("rule", [{}, RELAXED], ids=["strict", "relaxed"])
