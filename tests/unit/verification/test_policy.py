@@ -200,7 +200,7 @@ def request_(draw: Any) -> Request:
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(request_(), min_size=1, max_size=4))
 def test_decisions_equal_plain_python(requests: list[Request]) -> None:
     if any(request.drafts for request in requests):
