@@ -34,6 +34,8 @@ _RULE_KEYS = {
     },
 }
 KNOWN_KEYS = (*_GROUP_KEYS, *_RULE_KEYS)
+# For checks without knowing the engine: bounds alone make sense where its default is relaxed.
+ANY_ENGINE = DareConfig(verification=VerificationConfig(mode="relaxed"))
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def request_args(
         **{f"{PREFIX}{name}": value for name, value in bounds.items()},
     }
     given = {key: value for key, value in named.items() if value is not None}
-    RequestOptions.parse(given, DareConfig())
+    RequestOptions.parse(given, ANY_ENGINE)
     return given
 
 
@@ -127,18 +129,14 @@ def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfi
     if not config.allow_override:
         key = next(iter(given))
         raise RequestError(key, f"The operator of this engine does not let requests set {key}: leave it out.")
-    if "dare_preset" in given and given.get("dare_verification") == "strict":
-        raise RequestError(
-            "dare_preset", "dare_preset and dare_verification 'strict' contradict each other: leave out one."
-        )
     fields = {_RULE_KEYS[key]: _as_field(value) for key, value in given.items()}
     base = {} if "preset" in fields else config.verification.model_dump()
     try:
         rule = VerificationConfig.model_validate({**base, **fields}, strict=True)
     except ValidationError as error:
         raise _bad_value(error) from None
-    _check_limits(config, rule, given)
-    return rule
+    _check_is_relaxed(rule, given)
+    return _within_limits(config, rule, given)
 
 
 def _as_field(value: Any) -> Any:
@@ -148,11 +146,28 @@ def _as_field(value: Any) -> Any:
 def _bad_value(error: ValidationError) -> RequestError:
     first = error.errors()[0]
     key = next(key for key, field in _RULE_KEYS.items() if field == first["loc"][0])
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     return RequestError(key, f"Bad value {first['input']!r} for {key}: {message}.")
 
 
-def _check_limits(config: DareConfig, rule: VerificationConfig, given: Mapping[str, Any]) -> None:
+def _check_is_relaxed(rule: VerificationConfig, given: Mapping[str, Any]) -> None:
+    """Bounds of relaxing say nothing where nothing is relaxed: the client meant something else."""
+    key = next((key for key in given if key != "dare_verification"), None)
+    if rule.relaxes or key is None:
+        return
+    if "dare_verification" in given:
+        raise RequestError(key, f"{key} and dare_verification 'strict' contradict each other: leave out one.")
+    raise RequestError(
+        key,
+        f"{key} is about relaxed verification, but this engine verifies strictly unless asked: add "
+        "dare_verification 'relaxed' or a dare_preset, or leave it out.",
+    )
+
+
+def _within_limits(
+    config: DareConfig, rule: VerificationConfig, given: Mapping[str, Any]
+) -> VerificationConfig:
+    """Refuse what the request itself asks beyond the operator's limits, and tighten the rest to them."""
     limits = config.limits
     if limits.presets is not None and "dare_preset" in given and rule.preset not in limits.presets:
         raise RequestError(
@@ -160,15 +175,13 @@ def _check_limits(config: DareConfig, rule: VerificationConfig, given: Mapping[s
             f"The operator of this engine allows the presets {', '.join(limits.presets) or '(none)'}, not "
             f"{rule.preset!r}, as dare_preset.",
         )
-    field = limits.exceeded(rule)
-    if field is not None:
-        key = f"{PREFIX}{field}" if f"{PREFIX}{field}" in given else next(iter(given))
-        raise RequestError(
-            key,
-            f"{key} asks for {field} {_said(getattr(rule, field))}, beyond the limit that the operator of "
-            f"this engine sets ({getattr(limits, field)}).",
-        )
-
-
-def _said(value: Any) -> str:
-    return "without a bound" if value is None else str(value)
+    for field in limits.exceeded(rule):
+        key = f"{PREFIX}{field}"
+        if key in given:
+            raise RequestError(
+                key,
+                f"{key} {given[key]} is beyond the limit that the operator of this engine sets, "
+                f"{getattr(limits, field)}.",
+            )
+        rule = rule.model_copy(update={field: getattr(limits, field)})
+    return rule

@@ -60,7 +60,7 @@ def test_meters_add_up_to_what_vllm_accepted(
 
 def test_strict_requests_have_no_meters(dare: Any, prompts: list[str]) -> None:
     for completion in run(dare, prompts[:2]):
-        assert not hasattr(completion.spec_decode_metrics, "dare")
+        assert completion.spec_decode_metrics.dare is None
         assert "dare" not in completion.spec_decode_metrics.to_dict()
 
 

@@ -67,6 +67,19 @@ def test_a_preset_takes_the_place_of_the_operators_rule() -> None:
     assert got.mode == "relaxed"
 
 
+@pytest.mark.parametrize("key", ["dare_top_k", "dare_window", "dare_max_relaxed"])
+def test_bounds_need_a_request_that_is_relaxed(key: str) -> None:
+    for config, extra, message in (
+        (DareConfig(), {}, "verifies strictly unless asked: add dare_verification 'relaxed'"),
+        (RELAXED, {"dare_verification": "strict"}, "contradict each other"),
+    ):
+        with pytest.raises(RequestError, match=message) as caught:
+            RequestOptions.parse({key: 3, **extra}, config)
+        assert caught.value.key == key
+    asked = {key: 3, "dare_verification": "relaxed"}
+    assert RequestOptions.parse(asked, DareConfig()).verification.relaxes
+
+
 def test_lists_come_as_lists_over_http() -> None:
     got = RequestOptions.parse({"dare_never_relax": ["Drama", 7], "dare_protect": ["json"]}, RELAXED)
     assert got.verification.never_relax == ("Drama", 7)
@@ -80,15 +93,13 @@ LIMITS = {"presets": ["careful", "fast"], "top_k": 3, "min_prob": 0.05, "max_rel
     ("extra_args", "key", "message"),
     [
         ({"dare_preset": "paper"}, "dare_preset", "allows the presets careful, fast, not 'paper'"),
-        ({"dare_top_k": 4, "dare_max_relaxed": 9}, "dare_top_k", r"top_k 4, beyond the limit .*\(3\)"),
+        ({"dare_top_k": 4, "dare_max_relaxed": 9}, "dare_top_k", r"dare_top_k 4 is beyond the limit .* 3"),
         (
             {"dare_preset": "fast", "dare_max_relaxed": 41},
             "dare_max_relaxed",
-            r"max_relaxed 41, beyond the limit .*\(40\)",
+            r"dare_max_relaxed 41 is beyond the limit .* 40",
         ),
-        ({"dare_preset": "fast"}, "dare_preset", r"asks for max_relaxed without a bound"),
-        ({"dare_verification": "relaxed"}, "dare_verification", r"asks for max_relaxed without a bound"),
-        ({"dare_max_relaxed": 9, "dare_min_prob": 0.01}, "dare_min_prob", r"min_prob 0.01, beyond"),
+        ({"dare_max_relaxed": 9, "dare_min_prob": 0.01}, "dare_min_prob", r"dare_min_prob 0.01 is beyond"),
     ],
 )
 def test_the_operators_limits_name_the_key(extra_args: dict[str, object], key: str, message: str) -> None:
@@ -103,6 +114,9 @@ def test_within_the_operators_limits() -> None:
     config = DareConfig.model_validate({"limits": LIMITS})
     asked = {"dare_preset": "fast", "dare_max_relaxed": 40}
     assert RequestOptions.parse(asked, config).verification.max_relaxed == 40
+    tightened = RequestOptions.parse({"dare_preset": "fast", "dare_min_prob": 0.2}, config).verification
+    assert (tightened.top_k, tightened.min_prob, tightened.max_relaxed) == (3, 0.2, 40)
+    assert not tightened.drawn_drafts
     assert RequestOptions.parse({"dare_verification": "strict"}, config).verification.mode == "strict"
     assert RequestOptions.parse({"dare_group": "a"}, config).verification == config.verification
 

@@ -24,6 +24,16 @@ class VerificationMode(StrEnum):
     relaxed = "relaxed"
 
 
+class Preset(StrEnum):
+    """The choices of --preset, see `vllm_dare.verification.rule.PRESETS`."""
+
+    content = "content"
+    careful = "careful"
+    fast = "fast"
+    paper = "paper"
+    fly = "fly"
+
+
 def generate(
     *,
     model: options.Model,
@@ -61,9 +71,9 @@ def generate(
         ),
     ] = None,
     preset: Annotated[
-        str | None,
+        Preset | None,
         typer.Option(
-            help="How much may change: content (wording only), careful, fast, paper or fly.",
+            help="How much may change: content is wording only.",
             show_default="content",
             rich_help_panel=options.DRAFTS,
         ),
@@ -130,8 +140,8 @@ def generate(
     engine = EngineSettings(
         model=model,
         pool=pool,
-        verification=_mode(verification, preset).value,
-        preset=preset,
+        verification=_mode(verification, preset, no_drafts).value,
+        preset=None if preset is None else preset.value,
         draft_tokens=0 if no_drafts else draft_tokens,
         learn=learn,
         max_num_seqs=max_num_seqs,
@@ -161,10 +171,14 @@ def generate(
     raise typer.Exit(_report(job, outcome, Console(), console))
 
 
-def _mode(verification: VerificationMode | None, preset: str | None) -> VerificationMode:
-    if verification is not None:
-        return verification
-    return VerificationMode.strict if preset is None else VerificationMode.relaxed
+def _mode(verification: VerificationMode | None, preset: Preset | None, no_drafts: bool) -> VerificationMode:
+    if preset is None:
+        return verification or VerificationMode.strict
+    if verification is VerificationMode.strict:
+        raise typer.BadParameter("--preset and --verification strict exclude each other: leave out one.")
+    if no_drafts:
+        raise typer.BadParameter("--preset and --no-drafts exclude each other: leave out one.")
+    return VerificationMode.relaxed
 
 
 def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> int:

@@ -194,6 +194,10 @@ def _print_info(directory: Path, summary: "PoolSummary") -> None:
         ("size", f"{summary.num_bytes / 1e6:,.1f} MB"),
         ("global segment", "yes" if summary.has_global_segment else "no"),
         ("group assignments", "yes" if summary.has_assignments else "no"),
+        (
+            "wording",
+            "not known" if summary.num_pivots is None else f"known but after {summary.num_pivots:,} contexts",
+        ),
     ):
         table.add_row(name, escape(value))
     console = Console()

@@ -106,6 +106,7 @@ class DareProposer:
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
         self._guards = token_guards(vllm_config.model_config, pool)
         self._guards.prepare(self.config.verification)
+        self._told_of_wording = False
         self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
         self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
@@ -137,11 +138,23 @@ class DareProposer:
 
     def close(self) -> None:
         """The engine is about to end: write down what it has learned, cut short as some texts may be."""
+        self._log_meters()
         if self._learner is not None and self._drafts_here:
             with self._states_lock:
                 self._learn(list(self._states.values()))
                 self._states.clear()
             self._learner.close()
+
+    def _log_meters(self) -> None:
+        sampler = getattr(self._runner, "rejection_sampler", None)
+        if not isinstance(sampler, RelaxedRejectionSampler):
+            return
+        sampler.settle()
+        if sampler.meters.exact or sampler.meters.relaxed:
+            logger.info(
+                "DARE: requests with a relaxed rule: %s",
+                ", ".join(f"{name} {value:.6g}" for name, value in sampler.meters.as_dict().items()),
+            )
 
     def end_learning(self) -> dict[str, Any] | None:
         """As `close`, and tell how learning went, see `Learner.outcome`; None where nothing is learned."""
@@ -253,6 +266,13 @@ class DareProposer:
         stops = tuple(sorted(params.all_stop_token_ids)) if params is not None else ()
         max_tokens = params.max_tokens if params is not None else None
         verification = self._guards.applicable(options.verification)
+        if verification is not options.verification and not self._told_of_wording:
+            self._told_of_wording = True
+            logger.warning(
+                "DARE: a request asks for relaxing wording only, but the pool does not say what is wording "
+                "(it was made without text, or by an older vllm-dare): such requests are verified strictly. "
+                "Rebuild it with `vllm-dare pool build`."
+            )
         rule = RequestRule(
             verification,
             stops,

@@ -2,8 +2,9 @@
 
 Set vLLM's ``per_request_spec_decode_metrics`` to "summary" (or "detailed"). Then
 ``output.outputs[0].spec_decode_metrics.dare`` and, on the server, ``metrics.speculative_decoding.dare`` of a
-request with a relaxed rule hold `Meters.as_dict`. They go from the worker with its output to the scheduler
-(`DareScheduler`), from there with the request's last output to the front end, and there to vLLM's metrics.
+request with a relaxed rule hold `Meters.as_dict` (None, or nothing, without one). They go from the worker
+with its output to the scheduler (`DareScheduler`), from there with the request's last output to the front
+end, and there to vLLM's metrics.
 """
 
 import inspect
@@ -45,8 +46,8 @@ def taking_meters_out(original: Callable[..., Any]) -> Callable[..., Any]:
         if carried and TRANSPORT_KEY in carried:
             rest = {key: value for key, value in carried.items() if key != TRANSPORT_KEY}
             call.arguments["kv_transfer_params"] = rest or None
-            if self.spec_decode_metrics is not None:
-                self.spec_decode_metrics.dare = carried[TRANSPORT_KEY]
+        if self.spec_decode_metrics is not None:
+            self.spec_decode_metrics.dare = (carried or {}).get(TRANSPORT_KEY)
         return original(*call.args, **call.kwargs)
 
     return make_request_output

@@ -9,16 +9,14 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from vllm_dare.config import DareConfig
 from vllm_dare.errors import DareError, RequestError
 from vllm_dare.generation.prompts import PromptRow, id_key
 from vllm_dare.generation.settings import SamplingSettings
 from vllm_dare.generation.watch import EngineStoppedError
-from vllm_dare.request import RequestOptions
+from vllm_dare.request import ANY_ENGINE, RequestOptions
 
 _WAITING_PER_SEAT = 4  # so many rows wait for each seat in the batch: the queue never runs dry
 _FEED = 64  # rows tokenised between two steps, so that finished rows are not held up
-_REQUEST_DEFAULTS = DareConfig()
 _HOPELESS = 100  # as many first rows that all fail say that the settings are wrong, not the rows
 
 
@@ -97,7 +95,7 @@ class Runner:
                 yield _output_row(self._pending.pop(output.request_id), output)
 
     def _params(self, row: PromptRow) -> SamplingParams:
-        RequestOptions.parse(row.metadata, _REQUEST_DEFAULTS)
+        RequestOptions.parse(row.metadata, ANY_ENGINE)
         sampling = self._sampling
         return SamplingParams(
             max_tokens=_max_tokens(row, sampling.max_tokens),

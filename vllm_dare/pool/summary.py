@@ -3,6 +3,7 @@
 from pydantic import BaseModel
 
 from vllm_dare.pool.manifest import Manifest
+from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
@@ -29,6 +30,7 @@ class PoolSummary(BaseModel):
         num_bytes: size of all segments; a document in a group and in the global segment takes space in both.
         has_global_segment: whether requests without a group find text too.
         has_assignments: whether the pool knows who belongs to which group.
+        num_pivots: contexts after which relaxing is not a matter of wording; None if nobody looked.
         biggest_groups: by tokens, the biggest first.
     """
 
@@ -42,6 +44,7 @@ class PoolSummary(BaseModel):
     num_bytes: int
     has_global_segment: bool
     has_assignments: bool
+    num_pivots: int | None
     biggest_groups: list[GroupSummary]
 
 
@@ -61,6 +64,7 @@ def summarize(manifest: Manifest, num_biggest: int = 10) -> PoolSummary:
         num_bytes=sum(info.num_bytes for info in manifest.segments.values()),
         has_global_segment=bool(manifest.global_segments),
         has_assignments=manifest.assignments is not None,
+        num_pivots=None if manifest.pivots is None else len(decode(manifest.pivots)),
         biggest_groups=sorted(groups, key=lambda group: (-group.num_tokens, group.name))[:num_biggest],
     )
 

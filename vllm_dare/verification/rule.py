@@ -105,6 +105,9 @@ class VerificationConfig(BaseModel):
 class RuleLimits(BaseModel):
     """The loosest rule that requests may ask for; None leaves a bound to them.
 
+    A bound that a request names beyond its limit is an error; one that it leaves to a preset or to the
+    engine's default is tightened to the limit.
+
     Attributes:
         presets: the presets that they may name.
         top_k, max_relaxed, max_relaxed_per_100, max_relaxed_in_row: the largest values.
@@ -129,16 +132,17 @@ class RuleLimits(BaseModel):
                 raise ValueError(f"the presets are {', '.join(PRESETS)}")
         return names
 
-    def exceeded(self, rule: VerificationConfig) -> str | None:
-        """The first field of a relaxed rule that is looser than allowed; None if none is."""
+    def exceeded(self, rule: VerificationConfig) -> list[str]:
+        """The fields of a relaxed rule that are looser than allowed."""
         if not rule.relaxes:
-            return None
+            return []
+        found = []
         for name in ("top_k", "max_relaxed", "max_relaxed_per_100", "max_relaxed_in_row"):
             most, asked = getattr(self, name), getattr(rule, name)
             if most is not None and (asked is None or asked > most):
-                return name
+                found.append(name)
         for name in ("min_prob", "min_ratio"):
             least = getattr(self, name)
             if least is not None and getattr(rule, name) < least:
-                return name
-        return None
+                found.append(name)
+        return found

@@ -416,7 +416,7 @@ def test_the_load_decides_how_much_of_a_chain_is_sent(make: Any, runner: Runner,
 
 def test_kinds_of_requests_for_the_budget(make: Any, runner: Runner) -> None:
     drafter = make(None, draft_budget="auto")
-    for name, extra_args in (("strict", {}), ("relaxed", {"dare_verification": "relaxed"})):
+    for name, extra_args in (("strict", {}), ("relaxed", {"dare_preset": "fast"})):
         runner.add(name, PREFIX, extra_args)
         runner.add(f"sampled {name}", PREFIX, extra_args)
         runner.requests[f"sampled {name}"].sampling_params.temperature = 0.7

@@ -68,12 +68,11 @@ def test_bad_rules_are_refused(values: dict[str, object]) -> None:
 def test_limits_bound_relaxed_rules_only() -> None:
     limits = RuleLimits(top_k=2, min_ratio=0.5, max_relaxed_per_100=20)
     inside = {"preset": "paper", "min_ratio": 0.5, "max_relaxed_per_100": 20}
-    assert limits.exceeded(VerificationConfig(**inside)) is None
-    assert limits.exceeded(VerificationConfig(**inside | {"top_k": 3})) == "top_k"
-    assert limits.exceeded(VerificationConfig(**inside | {"top_k": None})) == "top_k"
-    assert limits.exceeded(VerificationConfig(**inside | {"min_ratio": 0.4})) == "min_ratio"
-    assert (
-        limits.exceeded(VerificationConfig(**inside | {"max_relaxed_per_100": 21})) == "max_relaxed_per_100"
-    )
-    assert limits.exceeded(VerificationConfig(preset="paper", mode="strict")) is None
-    assert RuleLimits().exceeded(VerificationConfig(preset="fly")) is None
+    assert limits.exceeded(VerificationConfig(**inside)) == []
+    assert limits.exceeded(VerificationConfig(**inside | {"top_k": 3})) == ["top_k"]
+    assert limits.exceeded(VerificationConfig(**inside | {"top_k": None})) == ["top_k"]
+    assert limits.exceeded(VerificationConfig(**inside | {"min_ratio": 0.4})) == ["min_ratio"]
+    more = VerificationConfig(**inside | {"max_relaxed_per_100": 21})
+    assert limits.exceeded(more) == ["max_relaxed_per_100"]
+    assert limits.exceeded(VerificationConfig(preset="paper", mode="strict")) == []
+    assert RuleLimits().exceeded(VerificationConfig(preset="fly")) == []
