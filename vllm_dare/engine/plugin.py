@@ -182,7 +182,7 @@ def _close_drafter(original: Any) -> Any:
 
 
 def _relax(original: Any) -> Any:
-    signature = inspect.signature(original)
+    names = tuple(inspect.signature(original).parameters)
 
     def rejection_sample(*args: Any, **kwargs: Any) -> Any:
         from vllm.v1.sample import rejection_sampler
@@ -192,9 +192,9 @@ def _relax(original: Any) -> Any:
         relaxation = current_relaxation.get()
         if relaxation is None:
             return original(*args, **kwargs)
-        call = signature.bind(*args, **kwargs)
-        with relaxation.around(call.arguments, rejection_sampler.generate_uniform_probs):
-            return original(*call.args, **call.kwargs)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        with relaxation.around(arguments, rejection_sampler.generate_uniform_probs):
+            return original(*args, **kwargs)
 
     return rejection_sample
 

@@ -100,12 +100,14 @@ class Verdict:
         report: float64[requests, NUM_REPORT_COLUMNS]: draft tokens that vLLM's rule accepts before the chain
             ends, tokens relaxed, the log-probability given up by relaxing (the sum of log p(m) - log p(x),
             in nats), and 1 if a spent budget ended the chain.
+        keeps_nothing: whether it is known already that `relaxed` is all false.
     """
 
     relaxed: torch.Tensor
     logit: torch.Tensor
     tops: torch.Tensor
     report: torch.Tensor
+    keeps_nothing: bool = False
 
 
 def verify(
@@ -130,7 +132,6 @@ def verify(
     """
     draft = draft_token_ids.numpy()
     tops = logits.amax(dim=1)
-    logit = logits.gather(1, draft_token_ids.long().clamp_(min=0).unsqueeze(1)).squeeze(1)
     requests = len(draft_ends)
     relaxed = np.zeros(len(draft), np.bool_)
     report = np.zeros((requests, NUM_REPORT_COLUMNS))
@@ -151,7 +152,10 @@ def verify(
         relaxed,
         report,
     )
-    return Verdict(torch.from_numpy(relaxed), logit, tops, torch.from_numpy(report))
+    logit = logits.gather(1, draft_token_ids.long().clamp_(min=0).unsqueeze(1)).squeeze(1)
+    return Verdict(
+        torch.from_numpy(relaxed), logit, tops, torch.from_numpy(report), keeps_nothing=not relaxed.any()
+    )
 
 
 def force_tokens(logits: torch.Tensor, draft_token_ids: torch.Tensor, verdict: Verdict) -> None:

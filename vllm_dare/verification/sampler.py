@@ -130,6 +130,9 @@ class Relaxation:
             logits, draft, arguments["cu_num_draft_tokens"], self._uniform, greedy, self._batch
         )
         self.report = verdict.report
+        if verdict.keeps_nothing:
+            yield
+            return
         force_tokens(logits, draft, verdict)
         try:
             yield

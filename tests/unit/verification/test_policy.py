@@ -220,7 +220,7 @@ def test_presets_equal_plain_python_and_relax_something(preset: str, sampled: bo
         requests.append(
             Request(VerificationConfig(preset=preset), logits.tolist(), drafts, uniform, guards=[6])
         )
-    assert check(requests) > 10
+    assert check(requests) > 2
 
 
 def test_the_rule_of_laser_exactly() -> None:
