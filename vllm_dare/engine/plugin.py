@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_dare.engine import request_meters
 from vllm_dare.engine.installed import SUPPORTED_VLLM
 from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
@@ -94,7 +95,6 @@ class Patch:
 def _check_configuration(original: Any) -> Any:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
-        from vllm_dare.engine import request_meters
         from vllm_dare.engine.start import check_engine_config
 
         if check_engine_config(vllm_config):
@@ -128,13 +128,19 @@ def _check_http_request(original: Any) -> Any:
     return from_optional
 
 
+def _our_drafter(runner: Any) -> Any:
+    """The runner's drafter if it is a `DareProposer`, else None."""
+    from vllm_dare.engine.proposer import DareProposer
+
+    drafter = getattr(runner, "drafter", None)
+    return drafter if isinstance(drafter, DareProposer) else None
+
+
 def _bind_runner(original: Any) -> Any:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_dare.engine.proposer import DareProposer
-
         result = original(self, *args, **kwargs)
-        drafter = getattr(self, "drafter", None)
-        if isinstance(drafter, DareProposer):
+        drafter = _our_drafter(self)
+        if drafter is not None:
             drafter.bind(self)
             # vLLM drops the drafts of a whole batch when one request is within num_speculative_tokens of
             # max_model_len; our drafts are cut to length per request.
@@ -146,35 +152,19 @@ def _bind_runner(original: Any) -> Any:
 
 def _report_meters(original: Any) -> Any:
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_dare.engine.proposer import DareProposer
-
         output = original(self, *args, **kwargs)
-        drafter = getattr(self, "drafter", None)
-        if isinstance(drafter, DareProposer):
+        drafter = _our_drafter(self)
+        if drafter is not None:
             drafter.report_meters(output)
         return output
 
     return sample_tokens
 
 
-def _take_meters_out(original: Any) -> Any:
-    from vllm_dare.engine.request_meters import taking_meters_out
-
-    return taking_meters_out(original)
-
-
-def _show_meters(original: Any) -> Any:
-    from vllm_dare.engine.request_meters import showing_meters
-
-    return showing_meters(original)
-
-
 def _close_drafter(original: Any) -> Any:
     def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_dare.engine.proposer import DareProposer
-
-        drafter = getattr(self, "drafter", None)
-        if isinstance(drafter, DareProposer):
+        drafter = _our_drafter(self)
+        if drafter is not None:
             drafter.close()
         return original(self, *args, **kwargs)
 
@@ -293,7 +283,7 @@ METERS_FRONT_END = Patch(
     parameters=("kv_transfer_params",),
     why="What relaxing did for a request arrives in a field that is meant for others, and is taken out here.",
     until="vLLM's outputs carry values of plugins.",
-    wrap=_take_meters_out,
+    wrap=request_meters.taking_meters_out,
 )
 METERS_IN_ANSWERS = Patch(
     name="request meters, answers",
@@ -302,7 +292,7 @@ METERS_IN_ANSWERS = Patch(
     parameters=("self",),
     why="The server's answers show what relaxing did beside vLLM's own draft metrics.",
     until="As the request meters in the front end.",
-    wrap=_show_meters,
+    wrap=request_meters.showing_meters,
 )
 RUNNER_BINDING = Patch(
     name="runner binding",

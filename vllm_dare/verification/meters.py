@@ -1,7 +1,7 @@
 """What relaxing did, for one request or for an engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass
@@ -36,4 +36,4 @@ class Meters:
 
     def as_dict(self) -> dict[str, float]:
         """For reports; with the mean log-probability given up per relaxed token, 0 without one."""
-        return {**asdict(self), "given_up_per_token": self.given_up / self.relaxed if self.relaxed else 0.0}
+        return {**vars(self), "given_up_per_token": self.given_up / self.relaxed if self.relaxed else 0.0}
