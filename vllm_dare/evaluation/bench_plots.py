@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_dare.evaluation.bench_report import records_at
+from vllm_dare.evaluation.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,14 +40,9 @@ def write_plots(result: Record, directory: Path) -> list[Path]:
 
 
 def _plot(result: Record, name: str, label: str, path: Path) -> None:
-    # no pyplot: nothing here is interactive, and its state is the whole process's
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     temperatures = [t for t in result["settings"]["temperatures"] if records_at(result, t)]
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(temperatures) + _LEGEND_INCHES, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width * len(temperatures) + _LEGEND_INCHES, height)
     panels = figure.subplots(1, len(temperatures), squeeze=False)[0]
     for axes, temperature in zip(panels, temperatures, strict=True):
         _draw(axes, result, temperature, name)

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import vllm_dare
 from vllm_dare.engine.installed import installed_vllm
+from vllm_dare.pool.threads import usable_cores
 
 _PACKAGES = ("torch", "arctic-inference", "numba", "numpy")
 
@@ -22,6 +24,13 @@ def provenance() -> dict[str, Any]:
         "commit": commit(Path(vllm_dare.__file__).parent),
         "machine": machine(),
     }
+
+
+def origin_lines(origin: Mapping[str, Any]) -> list[str]:
+    """What a report says of `provenance` beside the machine: versions, commit and start."""
+    found = ", ".join(f"{name} {version}" for name, version in origin["versions"].items() if version)
+    commit_line = f"commit {origin['commit']}" if origin["commit"] else "no checkout"
+    return [found, commit_line, f"started {origin['started_at']}"]
 
 
 def versions() -> dict[str, str | None]:
@@ -47,7 +56,7 @@ def machine() -> dict[str, Any]:
     """CPU, cores that this process may use, memory in bytes, and how busy the machine already is."""
     return {
         "cpu": _after_colon(Path("/proc/cpuinfo"), "model name") or platform.processor() or None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),

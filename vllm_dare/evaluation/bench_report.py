@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from vllm_dare.evaluation.bench_provenance import origin_lines
 from vllm_dare.evaluation.grid import Grid
 
 Record = Mapping[str, Any]
@@ -202,13 +203,10 @@ def _settings(settings: Record) -> str:
 def _where(result: Record) -> str:
     where = result["provenance"]
     machine = where["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     lines = [
         f"device: {_device(result) or 'unknown'}; {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, load average {machine['load_average']} at the start",
-        versions,
-        f"commit {where['commit']}" if where["commit"] else "no checkout",
-        f"started {where['started_at']}",
+        *origin_lines(where),
     ]
     return "\n".join(f"- {line}" for line in lines)
 

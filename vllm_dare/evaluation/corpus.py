@@ -1,6 +1,5 @@
 """A corpus to replay: documents, with prompts where they have them, as token ids."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +11,7 @@ import numpy as np
 from vllm_dare.errors import DareError, PoolError
 from vllm_dare.evaluation.walk import Text
 from vllm_dare.pool.documents import Document, read_documents
+from vllm_dare.pool.files import sha256
 from vllm_dare.pool.rows import BadRows, read_rows
 from vllm_dare.pool.tokenizer import (
     TokenizerInfo,
@@ -93,7 +93,7 @@ def read_corpus(
             f"{' and '.join(map(str, paths))} holds {held} with text, but replay drafts for some from "
             "others; give at least two."
         )
-    files = [(path.name, _sha256(path)) for path in paths]
+    files = [(path.name, sha256(path)) for path in paths]
     return Corpus(texts, encoder.info, files, num_read - len(texts))
 
 
@@ -189,8 +189,3 @@ class _MistralEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._tokenizer.encode(text, bos=False, eos=False) for text in texts]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ trained for every variant on the same rows; only what comes from the text differ
 all seeds see the same resampled users.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from vllm_dare.evaluation.bootstrap import (
 )
 from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.interactions import Interactions, Items
+from vllm_dare.pool.threads import usable_cores
 
 Split = Literal["row", "user", "time"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -114,7 +114,7 @@ def rank(
     users, documents = np.unique(interactions.users, return_inverse=True)
     trained = [i for i, text in enumerate(variants) if i == 0 or not _same(text, variants[0])]
     tests, scores, losses = [], [], []
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for seed in range(seeds):
             tell(f"ranking models, seed {seed + 1} of {seeds}")
             held_out = held_out_rows(interactions, split, seed)
@@ -235,10 +235,6 @@ def _predict(
     with limits(1, user_api="openmp"):  # which holds for this thread alone
         model.fit(features[~held_out], interactions.labels[~held_out])
         return np.asarray(model.predict_proba(features[held_out])[:, 1], np.float64)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _same(one: UserText, other: UserText) -> bool:

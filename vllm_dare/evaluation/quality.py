@@ -1,6 +1,5 @@
 """`vllm-dare evaluate`: does quality hold when text is generated with drafts, or verified relaxed?"""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -22,6 +21,7 @@ from vllm_dare.evaluation.quality_text import Figures, length_unit, text_figures
 from vllm_dare.evaluation.quality_verdict import Limits, Verdict, judge
 from vllm_dare.generation.prompts import id_key, read_prompts
 from vllm_dare.generation.settings import EngineSettings
+from vllm_dare.pool.files import sha256
 
 Tell = Callable[[str], None]
 
@@ -120,7 +120,7 @@ class VariantQuality:
         return {
             "name": self.name,
             "file": str(self.file),
-            "sha256": _sha256(self.file),
+            "sha256": sha256(self.file),
             "text": {name: figure.as_dict() for name, figure in self.text.items()},
             "content": {name: figure.as_dict() for name, figure in self.content.items()},
             "attributes": list(self.attributes),
@@ -284,11 +284,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text(path: Path | None) -> str | None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_dare.evaluation.figure import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -138,13 +140,3 @@ def _values(variants: Sequence[Record], path: Path) -> Path:
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=150, format="png")
     return path
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure that draws PNG, without pyplot and its process-wide state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

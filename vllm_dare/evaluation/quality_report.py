@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_dare.evaluation.bench_provenance import origin_lines
 from vllm_dare.evaluation.grid import Grid
 
 Record = Mapping[str, Any]
@@ -201,11 +202,8 @@ def _settings(result: Record) -> str:
 
 def _where(origin: Record) -> str:
     machine = origin["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items() if version)
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
-        versions,
-        f"commit {origin['commit']}" if origin["commit"] else "no checkout",
-        f"started {origin['started_at']}",
+        *origin_lines(origin),
     ]
     return "\n".join(f"- {line}" for line in lines)

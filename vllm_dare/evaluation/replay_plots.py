@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_dare.evaluation.figure import new_figure
 from vllm_dare.evaluation.order import BLOCK_DOCUMENTS
 from vllm_dare.evaluation.replay_report import setting_name
 
@@ -40,12 +41,7 @@ def write_plots(results: Sequence[Record], directory: Path) -> list[Path]:
 
 
 def _save(path: Path, records: Sequence[Record], draw: Any) -> Path:
-    # no pyplot: nothing here is interactive, and its state is the whole process's
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_INCHES, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*_INCHES)
     axes = figure.subplots()
     draw(axes, records)
     axes.grid(alpha=0.3)

@@ -1,6 +1,5 @@
 """`vllm-dare evaluate --sweep`: the same prompts with several rules of verification, to be compared."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from vllm_dare.generation.engine import check_model, check_pool
 from vllm_dare.generation.ids import check_unique
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
-from vllm_dare.pool.files import replace_text
+from vllm_dare.pool.files import replace_text, sha256
 from vllm_dare.request import RequestOptions
 
 BASELINE, AGAIN = "plain", "plain again"
@@ -86,7 +85,7 @@ class Sweep:
         drafts = {} if setting.is_plain else {"pool": str(engine.pool), "draft_tokens": engine.draft_tokens}
         return {
             "model": engine.model,
-            "prompts_sha256": _sha256(self.prompts),
+            "prompts_sha256": sha256(self.prompts),
             "limit": self.limit,
             "concurrency": self.concurrency,
             "sampling": asdict(self.sampling),
@@ -234,8 +233,3 @@ def _finished(sweep: Sweep, setting: Setting) -> dict[str, Any] | None:
             "another --output."
         )
     return figures
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

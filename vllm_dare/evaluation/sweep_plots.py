@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_dare.evaluation.quality_plots import new_figure
+from vllm_dare.evaluation.figure import new_figure
 from vllm_dare.evaluation.sweep_report import frontier
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import temporary_file
+from vllm_dare.pool.files import sha256, temporary_file
 from vllm_dare.pool.mapping import map_file
 
 SUFFIX = ".safetensors"
@@ -44,8 +44,7 @@ class TensorFile:
 
 def content_hash(path: Path) -> str:
     """The first 32 hex digits of the SHA-256 of a file's content, which are its name."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:NAME_LENGTH]
+    return sha256(path)[:NAME_LENGTH]
 
 
 def write_tensor_file(

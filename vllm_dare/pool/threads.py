@@ -26,7 +26,7 @@ def run_all(
         done: called in this thread with each result as it comes.
         workers: how many threads; by default one for each usable core.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     with ThreadPoolExecutor(workers, thread_name_prefix="vllm-dare-pool") as executor:
         futures = [executor.submit(function, item) for item in items]
         try:
@@ -35,3 +35,8 @@ def run_all(
         finally:
             executor.shutdown(cancel_futures=True)
     return [future.result() for future in futures]
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
