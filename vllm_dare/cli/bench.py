@@ -69,18 +69,9 @@ def bench(
     repeats: Annotated[
         int, typer.Option(min=1, help="Times that each arm is measured.", rich_help_panel=options.OUTPUT)
     ] = 3,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write PNG pictures there.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a Markdown report.", rich_help_panel=options.OUTPUT),
-    ] = None,
+    json_file: options.JsonFile = None,
+    plots: options.Plots = None,
+    markdown: options.Markdown = None,
 ) -> None:
     """Compare ways of decoding on your model, prompts and pool, in one run.
 

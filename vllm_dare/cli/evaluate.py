@@ -160,23 +160,12 @@ def evaluate(
         int, typer.Option(min=1, max=128, help="Most draft tokens a step.", rich_help_panel=_SWEEP)
     ] = 16,
     max_tokens: options.MaxTokens = 512,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=options.SAMPLING)
-    ] = 0.0,
+    temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write PNG pictures there.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a Markdown report.", rich_help_panel=options.OUTPUT),
-    ] = None,
+    json_file: options.JsonFile = None,
+    plots: options.Plots = None,
+    markdown: options.Markdown = None,
 ) -> None:
     """Compare texts with a baseline's: how they are written, what they state, and how models rank by them.
 

@@ -94,9 +94,7 @@ def generate(
         bool, typer.Option("--no-drafts", help="Plain vLLM, for comparison.", rich_help_panel=options.DRAFTS)
     ] = False,
     max_tokens: options.MaxTokens = 512,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=options.SAMPLING)
-    ] = 0.0,
+    temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: Annotated[

@@ -30,6 +30,7 @@ MaxTokens = Annotated[
         min=1, help="Most tokens a row; a row's own max_tokens goes first.", rich_help_panel=SAMPLING
     ),
 ]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=SAMPLING)]
 TopP = Annotated[float, typer.Option(min=1e-6, max=1, help="1 is off.", rich_help_panel=SAMPLING)]
 TopK = Annotated[int, typer.Option(min=0, help="0 is off.", rich_help_panel=SAMPLING)]
 MaxModelLen = Annotated[
@@ -38,6 +39,16 @@ MaxModelLen = Annotated[
 Dtype = Annotated[str | None, typer.Option(help="Weights' type, such as bfloat16.", rich_help_panel=ENGINE)]
 EngineArgs = Annotated[
     str, typer.Option(help="Further vllm.LLM arguments as JSON.", metavar="JSON", rich_help_panel=ENGINE)
+]
+# Where results go.
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=OUTPUT)
+]
+Plots = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write PNG pictures there.", rich_help_panel=OUTPUT)
+]
+Markdown = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a Markdown report.", rich_help_panel=OUTPUT)
 ]
 
 

@@ -113,14 +113,8 @@ def replay(
             rich_help_panel=options.DRAFTS,
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write everything found, as JSON.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write PNG pictures there.", rich_help_panel=options.OUTPUT),
-    ] = None,
+    json_file: options.JsonFile = None,
+    plots: options.Plots = None,
 ) -> None:
     """Replay texts as if a model wrote them, and count how many steps drafts save.
 

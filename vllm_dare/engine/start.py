@@ -66,9 +66,10 @@ def _check(vllm_config: Any) -> bool:
     config = DareConfig.from_additional_config(settings)
     _check_parallelism(vllm_config.parallel_config)
     _check_speculation(vllm_config.speculative_config)
+    knows_wording = False
     if config.pool is not None:
-        _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
-    _announce(config, vllm_config)
+        knows_wording = _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
+    _announce(config, vllm_config, knows_wording)
     _server_config = config
     return True
 
@@ -111,8 +112,12 @@ def _check_speculation(speculative: Any) -> None:
         )
 
 
-def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> None:
-    """Refuse a pool that does not fit; where it is to be learned into, make what is missing."""
+def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> bool:
+    """Refuse a pool that does not fit; where it is to be learned into, make what is missing.
+
+    Returns:
+        Whether the pool says what is wording.
+    """
     # Here, so that an engine without DARE does not load it.
     from vllm_dare.pool.live_store import prepare_live, prepare_pool
     from vllm_dare.pool.pool import RetrievalPool
@@ -125,8 +130,10 @@ def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> None:
         pool.check_files()
         if config.verify_pool:
             pool.verify_checksums()
+        knows_wording = pool.pivots is not None
     if config.live is not None:
         prepare_live(directory, tokenizer, verify=config.verify_pool)
+    return knows_wording
 
 
 def _tokenizer(model_config: Any) -> "TokenizerInfo":
@@ -138,7 +145,7 @@ def _tokenizer(model_config: Any) -> "TokenizerInfo":
     return vocabulary_info(vocabulary, str(model_config.tokenizer))
 
 
-def _announce(config: DareConfig, vllm_config: Any) -> None:
+def _announce(config: DareConfig, vllm_config: Any, knows_wording: bool) -> None:
     rule = config.verification
     logger.info(
         "DARE: drafts of up to %d tokens from %s%s; verification is %s.",
@@ -147,7 +154,7 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
         ", which learns what is written" if config.live is not None else "",
         rule.mode,
     )
-    if rule.relaxes and rule.wording_only and not _pool_knows_wording(config.pool):
+    if rule.relaxes and rule.wording_only and not knows_wording:
         logger.warning(
             "DARE: the pool does not say which text is wording (it was made without text, or by an older "
             "vllm-dare), so that requests under this rule are verified strictly: rebuild it with "
@@ -161,15 +168,6 @@ def _announce(config: DareConfig, vllm_config: Any) -> None:
             rule.preset,
             ", ".join(f"{name} {value}" for name, value in bounds.items()),
         )
-
-
-def _pool_knows_wording(pool: Path | None) -> bool:
-    from vllm_dare.pool.pool import RetrievalPool
-
-    if pool is None:
-        return False
-    with RetrievalPool.open(pool) as opened:
-        return opened.pivots is not None
 
 
 def check_request(vllm_config: Any, params: Any) -> None:

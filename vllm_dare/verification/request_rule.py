@@ -22,7 +22,6 @@ class RequestRule:
 
     Attributes:
         relaxes: whether it may keep a token that strict verification would not.
-        wording_only: see `VerificationConfig`.
         row: float64[NUM_RULE_COLUMNS], see `rule_row`.
         guard_ids: int64[any], the ids that it never relaxes, sorted.
         meters: what relaxing did for this request so far.
@@ -36,7 +35,6 @@ class RequestRule:
         output: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self.relaxes = verification.relaxes
-        self.wording_only = verification.wording_only
         self.row = rule_row(verification)
         guarded = {*never_relax, *(stop_token_ids if verification.guard_stop_tokens else ())}
         self.guard_ids: npt.NDArray[np.int64] = np.array(sorted(guarded), dtype=np.int64)

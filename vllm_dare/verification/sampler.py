@@ -16,6 +16,7 @@ from vllm_dare.pool.pivots import BEGIN, CONTEXT
 from vllm_dare.verification.meters import Meters
 from vllm_dare.verification.policy import (
     NUM_PROGRESS_COLUMNS,
+    WORDING_ONLY,
     BatchRules,
     Verdict,
     force_tokens,
@@ -162,7 +163,7 @@ class _RulesOfBatch:
         for number, rule in enumerate(self.requests):
             if rule.relaxes:
                 progress[number] = rule.meters.relaxed, rule.written(), rule.quoted(self._guards.kinds)
-                if rule.wording_only:
+                if rule.row[WORDING_ONLY]:
                     recent[number] = rule.recent()
         return BatchRules(
             rules=self._rules,
