@@ -15,17 +15,15 @@ from typing import Any, Self
 from vllm_dare.engine.orphans import descendants, end_with_run
 from vllm_dare.errors import DareError
 from vllm_dare.evaluation.bench_statistics import Cell, measurement
+from vllm_dare.evaluation.even_start import empty_prefix_cache, warm_up_rows
 from vllm_dare.generation.engine import start_llm, stop_engine
 from vllm_dare.generation.meter import Meter
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.generation.settings import SamplingSettings
 from vllm_dare.generation.watch import EngineStoppedError
 
-# At least so many rows, of at most so many tokens: DARE's draft budget learns from its first steps.
-_WARM_UP_ROWS, _WARM_UP_TOKENS = 8, 128
 _PROGRESS_SECONDS = 0.5
 _ENGINE_STOPPED = "The engine stopped while it was measured; its last words are in the JSON file."
-_RESET_TRIES, _RESET_SECONDS = 50, 0.1
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ class Engine:
             raise DareError(f"All rows failed, the last with: {finished[-1]['error']}")
 
     def _warm_up(self, cell: Cell, rows: Sequence[PromptRow]) -> None:
-        max_tokens = min(_WARM_UP_TOKENS, self._task.sampling["max_tokens"])
-        first = rows[: max(_WARM_UP_ROWS, cell.concurrency)]
-        for _ in self._run(cell, [replace(row, max_tokens=max_tokens) for row in first]):
+        for _ in self._run(cell, warm_up_rows(rows, cell.concurrency, self._task.sampling["max_tokens"])):
             pass
 
     def _run(self, cell: Cell, rows: Sequence[PromptRow]) -> Iterator[tuple[dict[str, Any], float]]:
@@ -137,12 +133,8 @@ class Engine:
 
     def _reset(self) -> None:
         """Nothing of an earlier cell, which had the same prompts, may help this one."""
-        for _ in range(_RESET_TRIES):
-            if self._llm.reset_prefix_cache():
-                self._llm.collective_rpc("bench_reset")
-                return
-            time.sleep(_RESET_SECONDS)  # the engine has not let go of the last request's blocks yet
-        raise DareError("vLLM did not empty its prefix cache, so that cells could not be compared.")
+        empty_prefix_cache(self._llm)
+        self._llm.collective_rpc("bench_reset")
 
 
 def peak_memory() -> int:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from vllm_dare.evaluation.bench_provenance import origin_lines
-from vllm_dare.evaluation.grid import Grid
+from vllm_dare.evaluation.grid import Grid, markdown_table
 
 Record = Mapping[str, Any]
 
@@ -177,10 +177,9 @@ def _status(result: Record) -> str:
 
 
 def _markdown_table(records: Sequence[Record]) -> str:
-    lines = [[column.heading for column in COLUMNS]]
-    lines.append(["---" if column.heading == "arm" else "---:" for column in COLUMNS])
-    lines += [[column.cell(record) for column in COLUMNS] for record in records]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    headings = [column.heading for column in COLUMNS]
+    rows = [[column.cell(record) for column in COLUMNS] for record in records]
+    return markdown_table(Grid("", headings, rows, left=(headings.index("arm"),)))
 
 
 def _settings(settings: Record) -> str:

@@ -41,6 +41,14 @@ def stacked(grid: Grid, width: int) -> list[Table]:
     ]
 
 
+def markdown_table(grid: Grid) -> str:
+    """The table in Markdown."""
+    lines = [list(grid.headings)]
+    lines.append(["---" if i in grid.left else "---:" for i in range(len(grid.headings))])
+    lines += [[cell.replace("|", "\\|") for cell in row] for row in grid.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _narrowed(grid: Grid) -> Grid:
     """Each word of a heading, and what a name has in brackets, goes to a line of its own."""
     count = grid.num_names

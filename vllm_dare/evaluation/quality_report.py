@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_dare.evaluation.bench_provenance import origin_lines
-from vllm_dare.evaluation.grid import Grid
+from vllm_dare.evaluation.grid import Grid, markdown_table
 
 Record = Mapping[str, Any]
 
@@ -180,14 +180,6 @@ def _attributes(result: Record) -> Grid:
     rows.sort(key=lambda row: row[0])
     headings = ["value", "variant", "stated by baseline / variant", "agreement", "kappa"]
     return Grid("Values", headings, rows, num_names=2, left=(0, 1))
-
-
-def markdown_table(grid: Grid) -> str:
-    """A table in Markdown."""
-    lines = [list(grid.headings)]
-    lines.append(["---" if i in grid.left else "---:" for i in range(len(grid.headings))])
-    lines += [[cell.replace("|", "\\|") for cell in row] for row in grid.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _settings(result: Record) -> str:

@@ -8,16 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from vllm_dare.errors import DareError
+from vllm_dare.evaluation.even_start import empty_prefix_cache, warm_up_rows
 from vllm_dare.evaluation.sweep import Rows, Setting
 from vllm_dare.generation.engine import start_engine, stop_engine
 from vllm_dare.generation.interruption import Interruption
 from vllm_dare.generation.meter import Figures, Meter
 from vllm_dare.generation.prompts import PromptRow
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
-
-# At least so many rows, of at most so many tokens: DARE's draft budget learns from its first steps.
-_WARM_UP_ROWS, _WARM_UP_TOKENS = 8, 128
-_RESET_TRIES, _RESET_SECONDS = 50, 0.1
 
 Keep = Callable[[Setting, Rows, Mapping[str, Any]], None]
 
@@ -113,11 +110,9 @@ def _measure(
 
     asked = [replace(row, metadata={**row.metadata, **setting.keys}) for row in rows]
     runner = Runner(llm, sampling, interruption.requested, window=concurrency)
-    short = min(_WARM_UP_TOKENS, sampling.max_tokens)
-    first = asked[: max(_WARM_UP_ROWS, concurrency)]
-    for _ in runner.run(iter([replace(row, max_tokens=short) for row in first])):
+    for _ in runner.run(iter(warm_up_rows(asked, concurrency, sampling.max_tokens))):
         pass
-    _empty_prefix_cache(llm, interruption)
+    empty_prefix_cache(llm, interruption.requested)
     meter = Meter(llm)
     done = {}
     for row in runner.run(iter(asked)):
@@ -131,11 +126,3 @@ def _measure(
             f"All rows failed with the setting {setting.name}: {next(iter(done.values()))['error']}"
         )
     return [done[row.id] for row in rows], speed(figures)
-
-
-def _empty_prefix_cache(llm: Any, interruption: Interruption) -> None:
-    for _ in range(_RESET_TRIES):
-        if interruption.requested() or llm.reset_prefix_cache():
-            return
-        time.sleep(_RESET_SECONDS)  # the engine has not let go of the last request's blocks yet
-    raise DareError("vLLM did not empty its prefix cache, so that settings could not be compared.")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_dare.evaluation.grid import Grid
-from vllm_dare.evaluation.quality_report import interval, markdown_table
+from vllm_dare.evaluation.grid import Grid, markdown_table
+from vllm_dare.evaluation.quality_report import interval
 
 Record = Mapping[str, Any]
 
