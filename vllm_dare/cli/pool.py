@@ -176,6 +176,12 @@ def _contents(summary: "PoolSummary") -> str:
     )
 
 
+def _groups(summary: "PoolSummary") -> str:
+    if summary.num_groups == 0 or summary.groups_draft:
+        return f"{summary.num_groups:,}"
+    return f"{summary.num_groups:,} (in this pool, everybody's text drafts as well without asking them)"
+
+
 def _print_info(directory: Path, summary: "PoolSummary") -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -189,7 +195,7 @@ def _print_info(directory: Path, summary: "PoolSummary") -> None:
         ("provenance", ", ".join(summary.provenance)),
         ("documents", f"{summary.num_documents:,}"),
         ("tokens", f"{summary.num_tokens:,}"),
-        ("groups", f"{summary.num_groups:,}"),
+        ("groups", _groups(summary)),
         ("segments", f"{summary.num_segments:,}"),
         ("size", f"{summary.num_bytes / 1e6:,.1f} MB"),
         ("global segment", "yes" if summary.has_global_segment else "no"),
