@@ -40,7 +40,7 @@ class Assignments:
         self._hashes = hashes  # uint64[n], ascending
         self._indices = indices  # int32[n], into group_names
         # Single numbers are read from these in a third of the time that numpy takes.
-        self._keys, self._places = memoryview(hashes), memoryview(indices)
+        self._keys, self._places = hashes.data, indices.data
 
     @classmethod
     def open(cls, path: Path) -> "Assignments":

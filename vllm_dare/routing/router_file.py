@@ -1,7 +1,7 @@
 """``router-<hash>.safetensors``: what turns a history or attributes into a group, memory-mapped."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -126,6 +126,11 @@ class RouterFile:
         places = self.attribute_groups
         if len(places) and not (places.min() >= 0 and places.max() < len(self.groups)):
             raise _damaged(self.path, "it names a group that does not exist")
+
+
+def latest_of_each_kind(files: Iterable[RouterFile]) -> list[RouterFile]:
+    """At most one router of each kind; of several the last one."""
+    return list({file.kind: file for file in files}.values())
 
 
 def attribute_hash(key: str) -> int:
