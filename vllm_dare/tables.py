@@ -78,6 +78,16 @@ def pick_column(
     raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
 
 
+def row_place(path: Path, row: int) -> str:
+    """Where a row stands, for messages: the line of a CSV file, the number of a Parquet row.
+
+    Args:
+        path: the table.
+        row: its place in the columns, from 0.
+    """
+    return f"{path}:{row + (1 if path.name.lower().endswith('.parquet') else 2)}"
+
+
 def _reading(path: Path, read: Any) -> Any:
     import pyarrow as pa
 
