@@ -110,7 +110,9 @@ def silhouette(vectors: np.ndarray, labels: np.ndarray, seed: int) -> float:
         vectors, labels = vectors[chosen], labels[chosen]
     if not 1 < len(np.unique(labels)) < len(labels):
         return float("nan")
-    return float(need("sklearn.metrics", "scikit-learn", "'vllm-dare[groups]'").silhouette_score(vectors, labels))
+    return float(
+        need("sklearn.metrics", "scikit-learn", "'vllm-dare[groups]'").silhouette_score(vectors, labels)
+    )
 
 
 def _k_means(count: int, seed: int) -> Any:

@@ -27,14 +27,19 @@ def learn_als(positives: Positives, seed: int, tell: Tell) -> Embeddings:
         DareError: implicit is not installed.
     """
     module = need("implicit.cpu.als", "implicit", _INSTALL)
-    model = module.AlternatingLeastSquares(
-        DIMENSIONS,
-        alpha=_ALS_CONFIDENCE,
-        iterations=_ALS_ITERATIONS,
-        num_threads=usable_cores(),
-        random_state=seed,
-    )
-    _fit(model, positives, lambda done: tell(f"ALS, iteration {done} of {_ALS_ITERATIONS}"))
+    with _one_blas_thread():
+        model = module.AlternatingLeastSquares(
+            DIMENSIONS,
+            alpha=_ALS_CONFIDENCE,
+            iterations=_ALS_ITERATIONS,
+            num_threads=usable_cores(),
+            random_state=seed,
+        )
+        model.fit(
+            positives.matrix(),
+            show_progress=False,
+            callback=lambda done, *_: tell(f"ALS, iteration {done + 1} of {_ALS_ITERATIONS}"),
+        )
     return Embeddings(model.user_factors, model.item_factors)
 
 
@@ -44,20 +49,16 @@ def learn_bpr(positives: Positives, seed: int, tell: Tell) -> Embeddings:
     One thread, as several would make each run another one. Arguments and errors as `learn_als`.
     """
     module = need("implicit.cpu.bpr", "implicit", _INSTALL)
-    model = module.BayesianPersonalizedRanking(
-        DIMENSIONS, iterations=_BPR_ITERATIONS, num_threads=1, random_state=seed
-    )
     tell(f"BPR, {_BPR_ITERATIONS} iterations")
-    _fit(model, positives, lambda done: None)
+    with _one_blas_thread():
+        model = module.BayesianPersonalizedRanking(
+            DIMENSIONS, iterations=_BPR_ITERATIONS, num_threads=1, random_state=seed
+        )
+        model.fit(positives.matrix(), show_progress=False)
     # The last column is the items' bias and the ones that it is multiplied with.
     return Embeddings(model.user_factors[:, :DIMENSIONS], model.item_factors[:, :DIMENSIONS])
 
 
-def _fit(model: Any, positives: Positives, done: Callable[[int], None]) -> None:
-    limits: Any = need("threadpoolctl", "threadpoolctl", _INSTALL).threadpool_limits
-    with limits(1, "blas"):  # implicit's own threads would each start as many again
-        model.fit(
-            positives.matrix(),
-            show_progress=False,
-            callback=lambda iteration, *_: done(iteration + 1),
-        )
+def _one_blas_thread() -> Any:
+    """A context in which each of implicit's own threads does not start as many again."""
+    return need("threadpoolctl", "threadpoolctl", _INSTALL).threadpool_limits(1, "blas")

@@ -50,7 +50,8 @@ def read_embeddings(path: Path) -> UserVectors:
     if len(bad):
         place = f"Row {bad[0]} of {path}" if kind == "npy" else row_place(path, int(bad[0]))
         raise DareError(
-            f"{place} (user {ids[bad[0]]}) has an embedding that is not finite; correct it, or put zeros there."
+            f"{place} (user {ids[bad[0]]}) has an embedding that is not finite; correct it, or "
+            "put zeros there."
         )
     vectors = unit_rows(vectors)
     known = np.flatnonzero(vectors.any(axis=1))
@@ -90,7 +91,7 @@ def align_embeddings(path: Path, given: UserVectors, positives: Positives) -> tu
     places[new] = positives.num_users + np.arange(len(new))
     vectors = np.zeros((positives.num_users + len(new), given.vectors.shape[1]), np.float32)
     vectors[places] = given.vectors
-    liked = positives.matrix(len(vectors)).T.tocsr()
+    liked: Any = positives.matrix(len(vectors)).T.tocsr()
     num_known = liked @ vectors.any(axis=1).astype(np.float32)
     items = (liked @ vectors) / np.maximum(num_known, 1)[:, None]
     return [*positives.user_ids, *(given.ids[row] for row in new)], Embeddings(vectors, items)
@@ -104,11 +105,12 @@ def _read_npy(path: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DareError(f"Cannot read {path} ({reason}); write it with numpy.save.") from None
-    is_table = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.shape[1] > 0
-    if not is_table or vectors.dtype.kind not in "fiu":
-        shape = f"{vectors.dtype}{list(vectors.shape)}" if isinstance(vectors, np.ndarray) else "an archive"
+    if not isinstance(vectors, np.ndarray):
+        raise DareError(f"{path} is an archive of arrays; write one array with numpy.save.")
+    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
+        shape = f"{vectors.dtype}{list(vectors.shape)}"
         raise DareError(f"{path} is {shape}; give float32[users, dimensions], a row for each user id.")
-    return vectors.astype(np.float32)
+    return np.asarray(vectors, np.float32)
 
 
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
@@ -119,7 +121,9 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
     places, ids = read_ids(path, user, table[user])
     if len(ids) < len(places):
         row = int(np.flatnonzero(places != np.arange(len(places)))[0])
-        raise DareError(f"{row_place(path, row)} is a second embedding of user {ids[places[row]]}; remove one.")
+        raise DareError(
+            f"{row_place(path, row)} is a second embedding of user {ids[places[row]]}; remove one."
+        )
     return ids, _matrix(path, name, table[name])
 
 

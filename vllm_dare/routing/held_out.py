@@ -79,7 +79,11 @@ def first_few(positives: Positives, users: np.ndarray, seed: int) -> Any:
 
 
 def measure_placing(
-    fit: Callable[[np.ndarray], HistorySpace], positives: Positives, labels: np.ndarray, held: np.ndarray, seed: int
+    fit: Callable[[np.ndarray], HistorySpace],
+    positives: Positives,
+    labels: np.ndarray,
+    held: np.ndarray,
+    seed: int,
 ) -> Placing | None:
     """Route users that took no part in clustering.
 

@@ -33,7 +33,11 @@ class HistorySpace:
         return unit_rows(liked @ self.items)
 
     def route(self, liked: Any) -> np.ndarray:
-        """int32[users]: the group of each; -1 for a user whose items say nothing. Arguments as `histories`."""
+        """int32[users]: the group of each; -1 for a user whose items say nothing.
+
+        Args:
+            liked: users by items, a scipy CSR matrix of ones.
+        """
         histories = self.histories(liked)
         groups = (histories @ unit_rows(self.centroids).T).argmax(axis=1).astype(np.int32)
         return np.where(histories.any(axis=1), groups, np.int32(-1))

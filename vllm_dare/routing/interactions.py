@@ -154,7 +154,8 @@ def read_ids(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]
         column = _whole(path, name, column)
     elif not (_is_text(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         raise DareError(
-            f"The column {name!r} of {path} holds {column.type}, but an id is a whole number or text; convert it."
+            f"The column {name!r} of {path} holds {column.type}, but an id is a whole number or "
+            "text; convert it."
         )
     encoded = column.dictionary_encode()
     distinct = [str(value) for value in encoded.dictionary.to_pylist()]
@@ -182,8 +183,8 @@ def _whole(path: Path, name: str, column: Any) -> Any:
     row = pc.index(fine, False).as_py()
     if row >= 0:
         raise DareError(
-            f"{row_place(path, row)} has the {name} {column[row].as_py()}, but an id is a whole number or text; "
-            "correct it."
+            f"{row_place(path, row)} has the {name} {column[row].as_py()}, but an id is a whole number or "
+            "text; correct it."
         )
     return column.cast(pa.int64())
 
@@ -201,15 +202,15 @@ def _is_positive(path: Path, name: str, column: Any, min_weight: float | None) -
     """bool[rows]"""
     weights = _numbers(path, name, column)
     if min_weight is not None:
-        return weights >= min_weight
+        return np.asarray(weights >= min_weight)
     strange = np.flatnonzero((weights != 0) & (weights != 1))
     if len(strange):
         raise DareError(
-            f"{row_place(path, int(strange[0]))} has the {name} {weights[strange[0]]:g}, which is no label of 0 "
-            "or 1; say with --min-weight from which value on an interaction is positive, such as "
+            f"{row_place(path, int(strange[0]))} has the {name} {weights[strange[0]]:g}, which is no label "
+            "of 0 or 1; say with --min-weight from which value on an interaction is positive, such as "
             "--min-weight 4."
         )
-    return weights == 1
+    return np.asarray(weights == 1)
 
 
 def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
@@ -223,7 +224,9 @@ def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
         raise DareError(f"The column {name!r} of {path} is not numbers ({reason}); correct it.") from None
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        raise DareError(f"{row_place(path, int(bad[0]))} has no number as {name}; remove the row, or complete it.")
+        raise DareError(
+            f"{row_place(path, int(bad[0]))} has no number as {name}; remove the row, or complete it."
+        )
     return numbers
 
 

@@ -80,7 +80,7 @@ def _normalised_graph(positives: Positives) -> Any:
 
 
 def _propagate(model: Any, graph: Any, vectors: Any) -> Any:
-    """``model.get_embedding`` of any vectors: alpha-weighted sum over layers, without autograd's book-keeping."""
+    """``model.get_embedding`` of any vectors, outside autograd: the sum over layers, weighted by alpha."""
     import torch
 
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """What attributes of a user say about the group: naive Bayes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ _PRIOR_USERS = 10.0
 
 
 def group_log_odds(
-    path: Path, user_ids: list[str], labels: np.ndarray, num_groups: int
+    path: Path, user_ids: Sequence[str], labels: np.ndarray, num_groups: int
 ) -> dict[str, np.ndarray]:
     """What each value of each attribute says about the group.
 
     For a value v that n users have, n_g of them in group g, whose share of all users is p_g:
-    log P(g | v) - log p_g with P(g | v) = (n_g + 10 p_g) / (n + 10): ten users more, distributed as everybody.
-    Values that fewer than ten users have are left out.
+    log P(g | v) - log p_g with P(g | v) = (n_g + 10 p_g) / (n + 10): ten users more,
+    distributed as everybody. Values that fewer than ten users have are left out.
 
     Args:
         path: a table with a user column and others, whose values are taken as text.
@@ -50,7 +51,9 @@ def group_log_odds(
     groups = group_of[rows]
     if not (groups >= 0).any():
         example = f" (such as {ids[0]})" if ids else ""
-        raise DareError(f"No user of {path}{example} has a group; check that the interactions have the same ids.")
+        raise DareError(
+            f"No user of {path}{example} has a group; check that the interactions have the same ids."
+        )
     prior = np.bincount(labels[labels >= 0], minlength=num_groups) / (labels >= 0).sum()
     found = {PRIOR: np.log(prior).astype(np.float32)}
     for name in others:
