@@ -91,6 +91,16 @@ def split_values(cell: Any) -> list[str]:
     return [str(part).strip() for part in parts if part is not None and str(part).strip()]
 
 
+def row_place(path: Path, row: int) -> str:
+    """Where a row stands, for messages: the line of a CSV file, the number of a Parquet row.
+
+    Args:
+        path: the table.
+        row: its place in the columns, from 0.
+    """
+    return f"{path}:{row + (1 if path.name.lower().endswith('.parquet') else 2)}"
+
+
 def _reading(path: Path, read: Any) -> Any:
     import pyarrow as pa
 

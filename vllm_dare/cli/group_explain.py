@@ -82,8 +82,7 @@ def _router_of(directory: Path, query: "Query") -> "Router":
     from tempfile import TemporaryDirectory
 
     from vllm_dare.pool.assignments import Assignments, write_assignments
-    from vllm_dare.pool.group_inputs import read_groups
-    from vllm_dare.routing.group_directory import group_router
+    from vllm_dare.pool.group_inputs import group_router, read_groups
     from vllm_dare.routing.router import Router
 
     if not directory.is_dir():

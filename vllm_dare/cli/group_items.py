@@ -1,11 +1,14 @@
 """`vllm-dare group items`: groups of items by an attribute."""
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from vllm_dare.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from vllm_dare.routing.attribute import ItemGroups
 
 _SHOWN = 20  # groups in the table, and items in a message
+_WIDTH = 120  # of a table that goes to a file
 
 
 class Several(StrEnum):
@@ -64,20 +68,24 @@ def items(
     ] = 50,
     prefix: Annotated[str, typer.Option(help="What the groups' names begin with.")] = "items/",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing directory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Put items into groups by an attribute.
 
     Writes assignments.parquet (item, group), a router that finds the group of new items by their values, and
     report.json; give the directory to `pool build --assignments` or `replay --assignments`.
     """
+    from vllm_dare.generation.paths import check_report_file, report_errors
+    from vllm_dare.pool.files import replace_text
     from vllm_dare.routing.attribute import group_items
-    from vllm_dare.routing.group_directory import check_output, staged, write_report, write_table
+    from vllm_dare.routing.grouping_output import check_grouping_output
     from vllm_dare.routing.item_values import read_item_values
-    from vllm_dare.routing.router_file import write_item_router
     from vllm_dare.routing.value_map import read_value_map
 
-    check_output(output, overwrite)
+    check_grouping_output(output, overwrite)
+    if json_file is not None:
+        inputs = (table, output, *([value_map] if value_map is not None else ()))
+        check_report_file("--json", json_file, inputs)
     found = read_item_values(table, attribute, item_id_column)
     values = {value for item in found for value in item.values}
     groups = group_items(
@@ -94,32 +102,50 @@ def items(
         "several": several.value,
         "min_size": min_size,
         "num_items": len(found),
-        "groups": [
-            {
-                "group": group,
-                "items": size,
-                "values": sorted(v for v, g in groups.values.items() if g == group),
-            }
-            for group, size in groups.sizes.items()
-        ],
+        "groups": _rows(groups),
         "merged_values": list(groups.merged),
         "items_without_values": list(groups.without),
     }
-    with staged(output) as directory:
-        write_table(directory, "item", list(groups.group_of), list(groups.group_of.values()))
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    _write(output, groups, attribute, several, text)
+    _print(output, groups, report)
+    if json_file is not None:
+        with report_errors("--json", json_file):
+            replace_text(json_file, text)
+
+
+def _rows(groups: "ItemGroups") -> list[dict[str, Any]]:
+    """The groups with their values, the biggest first."""
+    values: dict[str, list[str]] = {}
+    for value, group in sorted(groups.values.items()):
+        values.setdefault(group, []).append(value)
+    return [
+        {"group": group, "items": size, "values": values.get(group, [])}
+        for group, size in groups.sizes.items()
+    ]
+
+
+def _write(output: Path, groups: "ItemGroups", attribute: str, several: Several, report: str) -> None:
+    import numpy as np
+
+    from vllm_dare.pool.files import replace_text
+    from vllm_dare.routing.grouping_output import REPORT_NAME, staged_directory, write_assignment_table
+    from vllm_dare.routing.router_file import write_item_router
+
+    names = list(dict.fromkeys([*groups.sizes, *groups.values.values()]))
+    place = {name: number for number, name in enumerate(names)}
+    places = np.array([place[group] for group in groups.group_of.values()], np.int32)
+    with staged_directory(output) as directory:
+        write_assignment_table(directory, "item", list(groups.group_of), places, names)
         write_item_router(
             directory,
-            groups=list(dict.fromkeys([*groups.sizes, *groups.values.values()])),
+            groups=names,
             attribute=attribute,
             values=groups.values,
             ranks=groups.ranks,
             rule=several.value,
         )
-        write_report(directory, report)
-    if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        _print(output, groups, report)
+        replace_text(directory / REPORT_NAME, report)
 
 
 def _print(output: Path, groups: "ItemGroups", report: dict[str, Any]) -> None:
@@ -127,27 +153,31 @@ def _print(output: Path, groups: "ItemGroups", report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table("group", "items", "values", title=escape(f"groups by {report['attribute']}"))
-    for row in report["groups"][:_SHOWN]:
-        shown.add_row(escape(row["group"]), f"{row['items']:,}", escape(_listed(row["values"])))
-    if len(report["groups"]) > _SHOWN:
-        rest = report["groups"][_SHOWN:]
-        shown.add_row(f"… {len(rest):,} more", f"{sum(row['items'] for row in rest):,}", "")
-    Console().print(shown)
-    typer.echo(
-        f"Wrote {output}: {len(groups.group_of):,} of {report['num_items']:,} items in {len(groups.sizes):,} "
-        "groups."
-    )
+    table = Table("group", "items", "values", title=escape(f"groups by {report['attribute']}"))
+    rows, rest = report["groups"][:_SHOWN], report["groups"][_SHOWN:]
+    for row in rows:
+        table.add_row(escape(row["group"]), f"{row['items']:,}", escape(_listed(row["values"])))
+    if rest:
+        table.add_row(f"… {len(rest):,} more", f"{sum(row['items'] for row in rest):,}", "")
+    lines = []
     if groups.merged:
-        typer.echo(
+        lines.append(
             f"{len(groups.merged):,} values have no group of at least {report['min_size']:,} items: "
             f"{_listed(groups.merged)}."
         )
     if groups.without:
-        typer.echo(
+        lines.append(
             f"{len(groups.without):,} items without {report['attribute']} are in no group: "
             f"{_listed(groups.without)}."
         )
+    num_grouped, num_groups = len(groups.group_of), len(groups.sizes)
+    lines.append(
+        f"Wrote {num_groups:,} groups of {num_grouped:,} of {report['num_items']:,} items to {output}."
+    )
+    out = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    out.print(table)
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _listed(texts: "Sequence[str]") -> str:

@@ -36,7 +36,7 @@ def groups(table: Path, tmp_path: Path) -> Path:
     result = run("items", table, "--attribute", "genres", "--output", tmp_path / "g", "--min-size", 2)
     assert result.exit_code == 0, result.output
     assert "items/Drama" in result.stdout
-    assert "5 of 6 items in 2 groups" in result.stdout
+    assert f"Wrote 2 groups of 5 of 6 items to {tmp_path / 'g'}." in result.stdout
     assert "2 values have no group of at least 2 items: Odd, War" in result.stdout
     assert "1 items without genres are in no group: 4" in result.stdout
     return tmp_path / "g"
@@ -62,10 +62,19 @@ def test_items_writes_a_table_a_router_and_a_report(groups: Path) -> None:
 
 def test_a_map_a_prefix_and_json(table: Path, tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text("Drama: serious\nWar: serious\nOdd: odd\n")
-    options = ["--map", tmp_path / "map.yaml", "--prefix", "films/", "--min-size", 1, "--json"]
+    options = [
+        "--map",
+        tmp_path / "map.yaml",
+        "--prefix",
+        "films/",
+        "--min-size",
+        1,
+        "--json",
+        tmp_path / "report.json",
+    ]
     result = run("items", table, "--attribute", "genres", "--output", tmp_path / "g", *options)
     assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = json.loads((tmp_path / "report.json").read_text())
     assert {row["group"]: row["items"] for row in report["groups"]} == {"films/serious": 4, "films/odd": 1}
     assert report == json.loads((tmp_path / "g" / "report.json").read_text())
 
@@ -88,10 +97,10 @@ def test_an_output_is_replaced_only_when_told(groups: Path, table: Path, tmp_pat
 
 
 def test_a_failure_leaves_nothing(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vllm_dare.routing.group_directory.write_report", full)
+    monkeypatch.setattr("vllm_dare.routing.router_file.write_item_router", full)
     result = run("items", table, "--attribute", "genres", "--output", tmp_path / "g", "--min-size", 1)
     assert "No space left on device" in str(result.exception)
     assert isinstance(result.exception, DareError)
