@@ -168,6 +168,11 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
         typer.echo(f"{report.num_duplicates:,} documents gave way to a later one with the same id.")
     if report.num_empty:
         typer.echo(f"{report.num_empty:,} documents without any text were left out.")
+    if report.num_ambiguous:
+        typer.echo(
+            f"{report.num_ambiguous:,} documents are in no group, because their id is both a user's and an "
+            "item's: give these documents a group, or build from the assignments of one kind."
+        )
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
 
