@@ -1,9 +1,10 @@
 """Interactions of users with a few tastes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from vllm_dare.routing.interactions import Positives
 
@@ -25,3 +26,10 @@ def make_positives() -> Callable[..., Positives]:
         return Positives(*ids, *pairs, None, len(where[0]), 0, 0, 0)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So little data is slower with several, above all where other tests run beside these."""
+    with threadpool_limits(1):
+        yield
