@@ -75,15 +75,18 @@ def choose_count(
 def cluster(vectors: np.ndarray, fit_on: np.ndarray, count: int, min_size: int, seed: int) -> Clusters:
     """Mini-batch k-means (Sculley 2010); clusters of fewer than ``min_size`` go into the nearest other one.
 
+    Clusters that stay empty, as when there are fewer different vectors, are left out.
+
     Args:
         vectors: float32[users, dimensions] of length 1, or 0 for a user that is to be left out.
-        fit_on: bool[users], who decides where the clusters are; the others go to the nearest.
+        fit_on: bool[users], who decides where the clusters are, each with a vector; the others go to the
+            nearest.
         count: how many; at most as many as decide.
         min_size: fewest users of a cluster, unless it is the only one.
         seed: of k-means.
     """
     known = vectors.any(axis=1)
-    model = _k_means(count, seed).fit(vectors[fit_on & known])
+    model = _k_means(count, seed).fit(vectors[fit_on])
     labels = model.predict(vectors[known])
     labels, num_merged = _merge_small(labels, vectors[known], count, min_size)
     by_size = np.argsort(-np.bincount(labels, minlength=count), kind="stable")

@@ -110,7 +110,8 @@ def _read_npy(path: Path) -> np.ndarray:
     if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
         shape = f"{vectors.dtype}{list(vectors.shape)}"
         raise DareError(f"{path} is {shape}; give float32[users, dimensions], a row for each user id.")
-    return np.asarray(vectors, np.float32)
+    with np.errstate(over="ignore"):  # what does not fit is reported as not finite
+        return np.asarray(vectors, np.float32)
 
 
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
@@ -145,4 +146,4 @@ def _matrix(path: Path, name: str, column: Any) -> np.ndarray:
             f"{lengths.max()}; give all the same length."
         )
     numbers = column.flatten().cast(pa.float32()).fill_null(float("nan"))
-    return np.asarray(numbers, np.float32).reshape(len(column), -1)
+    return np.asarray(numbers, np.float32).reshape(len(column), lengths.max(initial=1))

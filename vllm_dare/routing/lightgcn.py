@@ -1,5 +1,6 @@
 """LightGCN: embeddings smoothed over the graph of who liked what, as in the paper's pipeline."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,21 +36,24 @@ def learn_lightgcn(positives: Positives, seed: int, tell: Tell, *, steps: int = 
     Raises:
         DareError: torch-geometric is not installed.
     """
-    models = need("torch_geometric.nn.models", "torch-geometric", "'vllm-dare[groups]'")
+    module = need("torch_geometric.nn.models.lightgcn", "torch-geometric", "'vllm-dare[groups]'")
     import torch
+    from torch.nn.functional import embedding  # its gradient, unlike indexing's, is summed in a fixed order
 
     num_users, num_nodes = positives.num_users, positives.num_users + positives.num_items
     graph = _normalised_graph(positives)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = models.LightGCN(num_nodes, DIMENSIONS, LAYERS, normalize=False)
+        model = module.LightGCN(num_nodes, DIMENSIONS, LAYERS, normalize=False)
     weight = model.embedding.weight
     optimizer = torch.optim.Adam([weight], lr=_LEARNING_RATE)
+    bpr_loss = module.BPRLoss(_REGULARIZATION)
     for step, (users, liked, other) in enumerate(_triples(positives, seed, steps), 1):
         smoothed = _propagate(model, graph, weight.detach()).requires_grad_()
-        scores = [(smoothed[users] * smoothed[num_users + items]).sum(1) for items in (liked, other)]
         nodes = torch.cat([users, num_users + liked, num_users + other])
-        loss = model.recommendation_loss(*scores, node_id=nodes, lambda_reg=_REGULARIZATION)
+        of_users, of_liked, of_other = embedding(nodes, smoothed).chunk(3)
+        ranks = (of_users * of_liked).sum(1), (of_users * of_other).sum(1)
+        loss = bpr_loss(*ranks, embedding(nodes, weight))
         optimizer.zero_grad()
         loss.backward()
         # The graph is symmetric: what it does to embeddings it does to their gradients.
@@ -70,13 +74,15 @@ def _normalised_graph(positives: Positives) -> Any:
     of_items = diags_array(1 / np.sqrt(liked.sum(axis=0).ravel()).A1)
     half = (of_users @ liked @ of_items).tocsr()
     graph = block_array([[None, half], [half.T, None]], format="csr", dtype=np.float32)
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(graph.indptr.astype(np.int64)),
-        torch.from_numpy(graph.indices.astype(np.int64)),
-        torch.from_numpy(graph.data),
-        graph.shape,
-        check_invariants=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(graph.indptr.astype(np.int64)),
+            torch.from_numpy(graph.indices.astype(np.int64)),
+            torch.from_numpy(graph.data),
+            graph.shape,
+            check_invariants=False,
+        )
 
 
 def _propagate(model: Any, graph: Any, vectors: Any) -> Any:

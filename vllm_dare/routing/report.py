@@ -143,6 +143,9 @@ def lines(result: Record) -> Iterator[str]:
     ):
         if found[key]:
             yield f"{found[key]:,} {what}"
+    empty = (result["settings"]["groups"] or 0) - len(result["groups"]) - good["merged_groups"]
+    if empty > 0:
+        yield f"{empty:,} groups stayed empty, as there are not so many different users."
     if good["merged_groups"]:
         yield f"{good['merged_groups']:,} groups were too small and went into the nearest one."
     if good["silhouette"] is not None:

@@ -15,6 +15,20 @@ FEWEST_USERS = 10  # that share a value, for it to count
 _PRIOR_USERS = 10.0
 
 
+def attribute_columns(path: Path) -> tuple[str, list[str]]:
+    """The column of users, and those of attributes: all others.
+
+    Raises:
+        DareError: the file cannot be read, or has no such columns.
+    """
+    names = column_names(path)
+    user = pick_column(path, names, "a column called user", None, USER_NAMES)
+    others = [name for name in names if name != user]
+    if not others:
+        raise DareError(f"{path} has no column but {user!r}; give attributes, such as country.")
+    return user, others
+
+
 def group_log_odds(
     path: Path, user_ids: Sequence[str], labels: np.ndarray, num_groups: int
 ) -> dict[str, np.ndarray]:
@@ -39,12 +53,8 @@ def group_log_odds(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    names = column_names(path)
-    user = pick_column(path, names, "a column called user", None, USER_NAMES)
-    others = [name for name in names if name != user]
-    if not others:
-        raise DareError(f"{path} has no column but {user!r}; give attributes, such as country.")
-    table = read_columns(path, names, texts=names)
+    user, others = attribute_columns(path)
+    table = read_columns(path, [user, *others], texts=[user, *others])
     rows, ids = read_ids(path, user, table[user])
     place = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(user_ids, pa.string()))
     group_of = np.append(labels, -1)[np.asarray(place.fill_null(len(labels)), np.int64)]

@@ -29,7 +29,7 @@ from vllm_dare.routing.lightgcn import learn_lightgcn
 from vllm_dare.routing.neighbours import neighbour_overlap
 from vllm_dare.routing.picture import draw_groups
 from vllm_dare.routing.router_file import write_user_router
-from vllm_dare.routing.user_attributes import group_log_odds
+from vllm_dare.routing.user_attributes import attribute_columns, group_log_odds
 
 PICTURE_NAME = "groups.png"
 
@@ -104,11 +104,11 @@ def group_users(plan: Plan, tell: Tell) -> dict[str, Any]:
     user_ids, embeddings = _embed(plan, positives, tell)
     vectors = unit_rows(embeddings.users)
     liked = positives.matrix(len(user_ids))
-    held = hold_out(positives, np.asarray(vectors.any(axis=1)), plan.seed)
-    count, tried = _count(plan, vectors, held, tell)
-    tell(f"clustering into {count} groups")
-    fit_on = np.ones(len(vectors), bool)
+    held = _hold_out(plan, positives, vectors)
+    fit_on = np.asarray(vectors.any(axis=1))
     fit_on[held] = False
+    count, tried = _count(plan, vectors[fit_on], tell)
+    tell(f"clustering into {count} groups")
     clusters = cluster(vectors, fit_on, count, plan.min_size, plan.seed)
 
     def fit(labels: np.ndarray) -> HistorySpace:
@@ -162,6 +162,8 @@ def check_plan(plan: Plan) -> None:
     if plan.embeddings is None:
         module, package = _MODULES["lightgcn" if plan.method == "lightgcn" else "als"]
         need(module, package, "'vllm-dare[groups]'")
+    if plan.attributes is not None:
+        attribute_columns(plan.attributes)
     check_grouping_output(plan.output, plan.overwrite)
 
 
@@ -173,19 +175,23 @@ def _embed(plan: Plan, positives: Positives, tell: Tell) -> tuple[Sequence[str],
     return align_embeddings(plan.embeddings, read_embeddings(plan.embeddings), positives)
 
 
-def _count(plan: Plan, vectors: np.ndarray, held: np.ndarray, tell: Tell) -> tuple[int, dict[int, float]]:
-    """How many groups, and the silhouettes of those that were tried."""
-    free = np.asarray(vectors.any(axis=1))
-    free[held] = False
-    num_users = int(free.sum())
-    if plan.groups is None:
-        return choose_count(vectors[free], group_counts(num_users, plan.min_size), plan.seed, tell)
-    if plan.groups > num_users:
+def _hold_out(plan: Plan, positives: Positives, vectors: np.ndarray) -> np.ndarray:
+    """int64[n]: places of the users that take no part in clustering; none if everybody is needed."""
+    has_embedding = np.asarray(vectors.any(axis=1))
+    num_users = int(has_embedding.sum())
+    if plan.groups is not None and plan.groups > num_users:
         raise DareError(
-            f"--groups {plan.groups} is more than the {num_users:,} users that can be clustered; "
-            "ask for fewer."
+            f"--groups {plan.groups} is more than the {num_users:,} users with an embedding; ask for fewer."
         )
-    return plan.groups, {}
+    held = hold_out(positives, has_embedding, plan.seed)
+    return held[:0] if plan.groups is not None and plan.groups > num_users - len(held) else held
+
+
+def _count(plan: Plan, vectors: np.ndarray, tell: Tell) -> tuple[int, dict[int, float]]:
+    """How many groups, and the silhouettes of those that were tried, from the vectors to be clustered."""
+    if plan.groups is not None:
+        return plan.groups, {}
+    return choose_count(vectors, group_counts(len(vectors), plan.min_size), plan.seed, tell)
 
 
 def _complete(clusters: Clusters, space: HistorySpace, liked: Any) -> np.ndarray:
