@@ -171,7 +171,8 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
     if report.num_ambiguous:
         typer.echo(
             f"{report.num_ambiguous:,} documents are in no group, because their id is both a user's and an "
-            "item's: give these documents a group, or build from the assignments of one kind."
+            "item's: give them a group, or build one pool of users and one of items, each with its own "
+            "--assignments, and join them with `pool merge`."
         )
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
