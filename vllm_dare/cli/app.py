@@ -10,6 +10,7 @@ from vllm_dare.cli.bench import bench
 from vllm_dare.cli.doctor import doctor
 from vllm_dare.cli.evaluate import evaluate
 from vllm_dare.cli.generate import generate
+from vllm_dare.cli.group import app as group_app
 from vllm_dare.cli.pool import app as pool_app
 from vllm_dare.cli.replay import replay
 from vllm_dare.errors import DareError
@@ -21,6 +22,7 @@ app.command()(bench)
 app.command()(evaluate)
 app.command()(doctor)
 app.add_typer(pool_app, name="pool")
+app.add_typer(group_app, name="group")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,6 +1,8 @@
 """CSV and Parquet tables, whole columns at a time."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,27 @@ def pick_column(
         if name in spelled:
             return spelled[name]
     raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
+
+
+def split_values(cell: Any) -> list[str]:
+    """The values in one cell: a list, a JSON list, or texts separated by ``|``; empty ones are left out."""
+    if cell is None:
+        return []
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        with suppress(ValueError):  # a name that begins with a bracket
+            cell = json.loads(cell)
+    parts = cell if isinstance(cell, list) else str(cell).split("|")
+    return [str(part).strip() for part in parts if part is not None and str(part).strip()]
+
+
+def row_place(path: Path, row: int) -> str:
+    """Where a row stands, for messages: the line of a CSV file, the number of a Parquet row.
+
+    Args:
+        path: the table.
+        row: its place in the columns, from 0.
+    """
+    return f"{path}:{row + (1 if path.name.lower().endswith('.parquet') else 2)}"
 
 
 def _reading(path: Path, read: Any) -> Any:
