@@ -21,7 +21,7 @@ def column_names(path: Path) -> list[str]:
     def read() -> list[str]:
         if path.name.lower().endswith(".parquet"):
             return list(pq.read_schema(path).names)
-        with csv.open_csv(path) as reader:
+        with csv.open_csv(path, parse_options=_csv_rules()) as reader:
             return list(reader.schema.names)
 
     return list(_reading(path, read))
@@ -48,7 +48,7 @@ def read_columns(path: Path, names: Sequence[str], texts: Sequence[str] = ()) ->
         convert = csv.ConvertOptions(
             include_columns=list(names), column_types=dict.fromkeys(texts, pa.string())
         )
-        return csv.read_csv(path, convert_options=convert)
+        return csv.read_csv(path, parse_options=_csv_rules(), convert_options=convert)
 
     table = _reading(path, read)
     return {name: table[name].combine_chunks() for name in names}
@@ -76,6 +76,12 @@ def pick_column(
         if name in spelled:
             return spelled[name]
     raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
+
+
+def _csv_rules() -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(newlines_in_values=True)  # titles and descriptions may have several lines
 
 
 def _reading(path: Path, read: Any) -> Any:
