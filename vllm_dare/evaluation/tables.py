@@ -78,12 +78,6 @@ def pick_column(
     raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
 
 
-def _csv_rules() -> Any:
-    from pyarrow import csv
-
-    return csv.ParseOptions(newlines_in_values=True)  # titles and descriptions may have several lines
-
-
 def _reading(path: Path, read: Any) -> Any:
     import pyarrow as pa
 
@@ -96,3 +90,9 @@ def _reading(path: Path, read: Any) -> Any:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DareError(f"Cannot read {path} ({reason}); check that the file is complete.") from None
+
+
+def _csv_rules() -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(newlines_in_values=True)  # titles and descriptions may have several lines
