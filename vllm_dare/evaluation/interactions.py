@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.evaluation.tables import column_names, pick_column, read_columns
+from vllm_dare.tables import column_names, pick_column, read_columns
 
 _USER = ("userid", "user")
 _ITEM = ("itemid", "item", "movieid", "movie", "productid")

@@ -1,7 +1,7 @@
 """Building a pool from documents."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from vllm_dare.pool.rows import BadRows
 from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
 from vllm_dare.pool.writer import MAX_SEGMENT_TOKENS, PoolContent, Progress, check_output, write_pool
+from vllm_dare.routing.router_file import RouterFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,6 +51,7 @@ def build_pool(
     model: str | None = None,
     global_segment: bool = True,
     assignments: Iterable[Assignment] | None = None,
+    routers: Sequence[RouterFile] = (),
     overwrite: bool = False,
     bad_rows: BadRows | None = None,
     workers: int | None = None,
@@ -70,6 +72,7 @@ def build_pool(
         model: name of the model that wrote it.
         global_segment: whether there is a segment of all documents; without it each needs a group.
         assignments: who belongs to which group; wins over the documents.
+        routers: what turns histories and attributes into groups; of two of a kind the later one counts.
         overwrite: whether an existing pool may be replaced.
         bad_rows: what to do with a document that cannot be used; None stops at the first.
         workers: how many threads sort; by default one for each usable core.
@@ -88,7 +91,7 @@ def build_pool(
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
     manifest = write_pool(
-        corpus.content(assignments, provenance, model),
+        replace(corpus.content(assignments, provenance, model), routers=routers),
         output,
         overwrite=overwrite,
         workers=workers,
