@@ -10,7 +10,7 @@ out=out/frameworks
 mkdir -p "$out"
 dare=(.venv/bin/python -m vllm_dare.cli.app)
 
-"${dare[@]}" group users "$data/interactions.csv" --output "$out/groups" --overwrite
+"${dare[@]}" group users "$data/interactions.csv" --min-weight 4 --output "$out/groups" --overwrite
 
 "${dare[@]}" prompts --framework "$framework" --about users \
     --interactions "$data/interactions.csv" --items "$data/items.csv" --users "$data/users.csv" \

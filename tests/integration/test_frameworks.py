@@ -25,9 +25,11 @@ def work(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> Path:
     )
     common = ("--items", EXAMPLE / "items.csv")
     about_users = ("--interactions", EXAMPLE / "interactions.csv", "--users", EXAMPLE / "users.csv")
-    about_users += ("--groups", folder / "groups.csv", "--limit", USERS)
+    about_users += ("--groups", folder / "groups.csv", "--limit", USERS, "--routing")
     _run("prompts", "--framework", "kar", "--about", "users", *common, *about_users, "--output", folder / "u")
-    _run("prompts", "--framework", "rlmrec", "--about", "items", *common, "--output", folder / "i")
+    _run(
+        "prompts", "--framework", "rlmrec", "--about", "items", *common, "--routing", "--output", folder / "i"
+    )
     (folder / "prompts.jsonl").write_bytes((folder / "u").read_bytes() + (folder / "i").read_bytes())
     _run(
         *("generate", "--model", demo_model, "--prompts", folder / "prompts.jsonl"),

@@ -43,8 +43,8 @@ def prompts(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Who chose what: user, item and, if there are any, rating (or a label of 0 or 1) and time. "
-            "Needed for users.",
+            help="Who chose what: user, item and, if there are any, a label of 0 or 1 or a weight such as a "
+            "rating, and a time. Needed for users.",
         ),
     ] = None,
     users: Annotated[
@@ -59,7 +59,7 @@ def prompts(
         ),
     ] = None,
     history: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most titles of a user, the most recent ones.")
+        int, typer.Option(min=1, max=1000, metavar="N", help="Most titles of a user, the most recent ones.")
     ] = 20,
     min_interactions: Annotated[
         int,
@@ -67,10 +67,12 @@ def prompts(
             min=1, metavar="N", help="Leave out users (items, if --interactions is given) with fewer."
         ),
     ] = 1,
-    liked_from: Annotated[
+    min_weight: Annotated[
         float | None,
         typer.Option(
-            metavar="RATING", help="The lowest rating that is liking.", show_default="1 of 0-1, 4 of 0-5"
+            metavar="WEIGHT",
+            help="From which weight on an item counts as liked.",
+            show_default="1 for labels, 4 for ratings up to 5",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Write only the first rows.")] = None,
@@ -94,7 +96,7 @@ def prompts(
     item_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of --interactions.", rich_help_panel=_COLUMNS)
     ] = None,
-    rating_column: Annotated[
+    weight_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of --interactions.", rich_help_panel=_COLUMNS)
     ] = None,
     time_column: Annotated[
@@ -125,7 +127,7 @@ def prompts(
         output, [path for path in (items, interactions, users, groups) if path is not None], overwrite
     )
     columns = Columns(
-        user_column, item_column, rating_column, time_column, item_id_column, title_column, user_id_column
+        user_column, item_column, weight_column, time_column, item_id_column, title_column, user_id_column
     )
     maker = RowMaker(
         framework=framework,
@@ -134,7 +136,7 @@ def prompts(
         max_tokens=max_tokens,
         routing=routing,
     )
-    tables = Tables(items, interactions, users, columns, liked_from)
+    tables = Tables(items, interactions, users, columns, min_weight)
     selection = select(tables, about.value, history, min_interactions)
     with _progress() as tell:
         written = write_prompts(selection, maker, output, limit, tell)

@@ -18,7 +18,7 @@ answer as features of the user, so write what the history supports, and nothing 
 Factors: {factors}.
 
 Write one line for each factor, in this order and in this form:
-FACTOR: likes ...; avoids ...; shown by TITLE, TITLE.
+<factor>: likes ...; avoids ...; shown by <title>, <title>.
 
 Rules:
 - At most 25 words a line. Name one or two titles, spelled as in the history.
@@ -33,7 +33,7 @@ features of the item, so write facts: what the data below says, and what you kno
 Factors: {factors}.
 
 Write one line for each factor, in this order and in this form:
-FACTOR: facts, separated by commas.
+<factor>: <facts, separated by commas>.
 
 Rules:
 - At most 20 words a line.

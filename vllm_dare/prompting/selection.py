@@ -29,14 +29,14 @@ class Tables:
         interactions: who chose what; needed for users, and for items that have a certain number of them.
         users: what else is known of users; None if nothing is.
         columns: see `Columns`.
-        liked_from: see `vllm_dare.prompting.tables.read_interactions`.
+        min_weight: see `vllm_dare.prompting.tables.read_interactions`.
     """
 
     items: Path
     interactions: Path | None = None
     users: Path | None = None
     columns: Columns = field(default_factory=Columns)
-    liked_from: float | None = None
+    min_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def select(tables: Tables, about: About, history: int = 20, min_interactions: in
     notes = _item_notes(items)
     if tables.interactions is None:
         return Selection(items_of(items), len(items.ids), notes)
-    interactions = read_interactions(tables.interactions, items, tables.columns, tables.liked_from)
+    interactions = read_interactions(tables.interactions, items, tables.columns, tables.min_weight)
     notes += _interaction_notes(interactions, tables)
     if about == "items":
         counts = np.bincount(interactions.items, minlength=len(items.ids))
@@ -115,7 +115,7 @@ def _interaction_notes(interactions: Interactions, tables: Tables) -> list[str]:
         notes.append(f"{interactions.repeated:,} interactions gave way to a later one with the same item.")
     if interactions.liked is not None:
         share = interactions.liked.mean()
-        notes.append(f"Ratings from {interactions.liked_from:g} on count as liked ({share:.0%} of all).")
+        notes.append(f"What has {interactions.liking} counts as liked ({share:.0%} of all).")
     if not interactions.timed:
         notes.append("There is no time column: each user's rows are taken to be in the order of time.")
     return notes

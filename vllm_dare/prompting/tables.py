@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.evaluation.tables import column_names, pick_column, read_columns
+from vllm_dare.tables import column_names, pick_column, read_columns
 
 _USER = ("userid", "user")
 _ITEM = ("itemid", "item", "movieid", "movie", "bookid", "book", "productid")
-_RATING = ("rating", "label", "pos", "click")
-_TIME = ("timestamp", "time", "datetime", "date")
+_WEIGHT = ("label", "pos", "click", "rating", "weight", "score", "count")
+_TIME = ("time", "timestamp", "date", "datetime", "unixtime")
 _TITLE = ("title", "movietitle", "booktitle", "itemtitle", "name")
 
 _TEXT_CHARACTERS = 60  # values that are longer than this on average are running text
 _NO_TITLE = ("", "nan", "NaN")  # the latter two as careless conversions write them
-_STARS = 5.0  # the scale on which the default threshold makes sense
+_STARS = 5.0  # the highest rating of those that need no threshold of the caller's
 _LIKED_STARS = 4.0
 
 
@@ -31,15 +31,15 @@ class Columns:
 
     Attributes:
         user, item: in the interactions, such as userId and movie_id.
-        rating: rating, label, pos or click; may be missing.
-        time: timestamp, time, datetime or date; may be missing.
+        weight: label, pos, click, rating, weight, score or count; a table may have none.
+        time: time, timestamp, date, datetime or unixtime; a table may have none.
         item_id, title: in the item table; an ``item`` column or id, and title or name.
         user_id: in the user table; a ``user`` column or id.
     """
 
     user: str | None = None
     item: str | None = None
-    rating: str | None = None
+    weight: str | None = None
     time: str | None = None
     item_id: str | None = None
     title: str | None = None
@@ -86,8 +86,8 @@ class Interactions:
         user_ids: in the order of their first row.
         starts: int64[users + 1]; the interactions of user u are ``starts[u]`` to ``starts[u + 1]``.
         items: int64[interactions], places in the item table.
-        liked: bool[interactions]; None where there are no ratings.
-        liked_from: the rating from which on an item counts as liked; None where there are no ratings.
+        liked: bool[interactions]; None where there are no weights.
+        liking: what counts as liking, such as "rating >= 4"; None where there are no weights.
         timed: whether there are times; else the rows' order is that of time.
         unknown: how many rows were left out because their item is not in the item table, or has no title.
         repeated: how many rows gave way to a later one of the same user and item.
@@ -97,7 +97,7 @@ class Interactions:
     starts: np.ndarray
     items: np.ndarray
     liked: np.ndarray | None
-    liked_from: float | None
+    liking: str | None
     timed: bool
     unknown: int
     repeated: int
@@ -146,7 +146,7 @@ def read_users(path: Path, columns: Columns) -> UserTable:
 
 
 def read_interactions(
-    path: Path, items: ItemTable, columns: Columns, liked_from: float | None = None
+    path: Path, items: ItemTable, columns: Columns, min_weight: float | None = None
 ) -> Interactions:
     """Read an interaction table; with a time column, rows may be in any order.
 
@@ -154,19 +154,21 @@ def read_interactions(
         path: ``.csv``, ``.csv.gz`` or ``.parquet``.
         items: interactions with other items are counted and left out.
         columns: see `Columns`.
-        liked_from: the rating from which on an item counts as liked; None takes 1 for ratings of 0 and 1,
-            and 4 for stars from 0 to 5.
+        min_weight: from which weight on an item counts as liked; None takes 1 where weights are 0 and 1, and
+            4 where they are ratings (by the column's name) of at most 5.
 
     Raises:
         DareError: the file cannot be read or has no row, a cell is missing or of no use, no item is in the
-            item table, or ``liked_from`` is needed.
+            item table, or ``min_weight`` is needed, or of no use.
     """
     names = _column_names(path)
     user = pick_column(path, names, "--user-column", columns.user, _USER)
     item = pick_column(path, names, "--item-column", columns.item, _ITEM)
-    rating = _optional_column(path, names, "--rating-column", columns.rating, _RATING)
+    weight = _optional_column(path, names, "--weight-column", columns.weight, _WEIGHT)
     time = _optional_column(path, names, "--time-column", columns.time, _TIME)
-    wanted = [user, item, *(name for name in (rating, time) if name is not None)]
+    if weight is None and min_weight is not None:
+        raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
+    wanted = [user, item, *(name for name in (weight, time) if name is not None)]
     table = read_columns(path, wanted, texts=[user, item])
     if not len(table[user]):
         raise DareError(f"{path} has no row; give at least one interaction.")
@@ -180,11 +182,11 @@ def read_interactions(
             f"No item of {path} (such as {item_ids[0]}) is in the item table (with such as {items.ids[0]}); "
             "check that both have the same item ids."
         )
-    liked = None
-    if rating is not None:
-        ratings = _ratings(path, rating, table[rating])
-        liked_from = _liked_from(path, rating, ratings) if liked_from is None else liked_from
-        liked = (ratings >= liked_from)[known]
+    liked = liking = None
+    if weight is not None:
+        weights = _weights(path, weight, table[weight])
+        least = _least_liked(path, weight, weights) if min_weight is None else min_weight
+        liked, liking = (weights >= least)[known], f"{weight} >= {least:g}"
     times = np.zeros(len(known)) if time is None else _times(path, time, table[time])
     users, chosen = user_places[known], item_places[known]
     order = np.lexsort((times[known], users))  # stable: at the same time, in the order of the rows
@@ -194,7 +196,7 @@ def read_interactions(
         starts=np.searchsorted(users[order], np.arange(len(user_ids) + 1)),
         items=chosen[order],
         liked=None if liked is None else liked[order],
-        liked_from=None if rating is None else liked_from,
+        liking=liking,
         timed=time is not None,
         unknown=int((~known).sum()),
         repeated=int(known.sum() - len(order)),
@@ -253,21 +255,21 @@ def _encoded(path: Path, name: str, column: Any) -> tuple[list[str], np.ndarray]
     return ids, codes
 
 
-def _ratings(path: Path, name: str, column: Any) -> np.ndarray:
+def _weights(path: Path, name: str, column: Any) -> np.ndarray:
     """float64[rows]."""
     import pyarrow as pa
 
     try:
-        ratings = np.asarray(column.cast(pa.float64()).fill_null(math.nan), np.float64)
+        weights = np.asarray(column.cast(pa.float64()).fill_null(math.nan), np.float64)
     except pa.ArrowException:
-        ratings = np.array([_number(value) for value in column.to_pylist()])
-    bad = np.flatnonzero(np.isnan(ratings))
+        weights = np.array([_number(value) for value in column.to_pylist()])
+    bad = np.flatnonzero(np.isnan(weights))
     if len(bad):
         raise DareError(
             f"{path}, row {bad[0] + 1} has the {name} {column[int(bad[0])].as_py()!r}, which is no number; "
             "mend it, or remove the row."
         )
-    return ratings
+    return weights
 
 
 def _number(value: Any) -> float:
@@ -277,14 +279,14 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _liked_from(path: Path, name: str, ratings: np.ndarray) -> float:
-    if np.isin(ratings, (0.0, 1.0)).all():
+def _least_liked(path: Path, name: str, weights: np.ndarray) -> float:
+    if np.isin(weights, (0.0, 1.0)).all():
         return 1.0
-    low, high = float(ratings.min()), float(ratings.max())
-    if low >= 0 and 1 < high <= _STARS:
+    low, high = float(weights.min()), float(weights.max())
+    if "rating" in name.lower() and low >= 0 and 1 < high <= _STARS:
         return _LIKED_STARS
     raise DareError(
-        f"The column {name!r} of {path} goes from {low:g} to {high:g}; say with --liked-from from which "
+        f"The column {name!r} of {path} goes from {low:g} to {high:g}; say with --min-weight from which "
         "value on an item counts as liked."
     )
 

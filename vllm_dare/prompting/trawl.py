@@ -20,7 +20,7 @@ Key factors: {factors}.
 
 Write a line of this form for each of the three to five key factors that decided most choices, the \
 strongest first:
-FACTOR (strong, moderate or weak): value, value.
+<factor> (<strong, moderate or weak>): <value>, <value>.
 Then write these three lines:
 Rank higher: the kinds of items this user would choose next, in at most 20 words.
 Rank lower: the kinds of items this user would pass over, in at most 20 words.
@@ -38,7 +38,7 @@ advertising, formats, prices and repetitions. A ranking model will read your ans
 Key factors: {factors}.
 
 Write a line of this form for each key factor, in the order above:
-FACTOR: value, value.
+<factor>: <value>, <value>.
 Then write these three lines:
 Inferred: what the data does not say, but common sense concludes from it, in at most 20 words, or "nothing".
 Chosen by: the kinds of users who would choose it, in at most 15 words.

@@ -34,7 +34,7 @@ def test_users(tmp_path: Path) -> None:
         " characters and 4.0 titles on average."
     )
     assert lines[1:] == [
-        "Ratings from 4 on count as liked (62% of all).",
+        "What has rating >= 4 counts as liked (62% of all).",
         f"1 of them have no group in {groups}.",
     ]
     rows = {row["user"]: row for row in _rows(output)}

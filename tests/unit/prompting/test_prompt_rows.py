@@ -13,6 +13,7 @@ from vllm_dare.errors import DareError, PoolError
 from vllm_dare.generation.prompts import PromptRow, read_prompts
 from vllm_dare.prompting.rows import RowMaker, read_groups
 from vllm_dare.prompting.subjects import Choice, Item, Subject, User
+from vllm_dare.request import ANY_ENGINE, RequestOptions
 
 WriteTable = Callable[[str, str], Path]
 ITEM = Item("i7", "A", {"genres": ("x", "y"), "year": ()}, {"blurb": "long"})
@@ -54,6 +55,14 @@ def test_rows_as_generate_reads_them(write: WriteTable) -> None:
         PromptRow("u42", CHAT, {"dare_user": "42", "dare_group": "users/3"}, 5),
         PromptRow("ii7", CHAT, {"dare_item": "i7"}),
     ]
+
+
+def test_a_router_finds_what_it_needs(write: WriteTable) -> None:
+    maker = RowMaker("own", _chat, routing=True)
+    path = write("p.jsonl", "".join(json.dumps(maker.row(subject)) + "\n" for subject in (USER, ITEM)))
+    queries = [RequestOptions.parse(row.metadata, ANY_ENGINE).query for row in read_prompts(path)]
+    assert [(query.user, query.history) for query in queries] == [("42", ("9", "i7")), (None, ())]
+    assert (queries[1].item, queries[1].attributes) == ("i7", (("genres", "x"), ("genres", "y")))
 
 
 def test_groups(write: WriteTable, tmp_path: Path) -> None:

@@ -133,17 +133,17 @@ def test_interactions(items_csv: Path, clicks_csv: Path) -> None:
     items = read_items(items_csv, Columns())
     found = read_interactions(clicks_csv, items, Columns())
     assert _by_user(found) == {"7": [(2, False), (1, True), (0, True)], "8": [(1, False)], "9": [(3, False)]}
-    assert (found.liked_from, found.timed, found.unknown, found.repeated) == (4.0, True, 0, 0)
+    assert (found.liking, found.timed, found.unknown, found.repeated) == ("rating >= 4", True, 0, 0)
     assert _by_user(read_interactions(clicks_csv, items, Columns(), 3))["9"] == [(3, True)]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"who,what,stars,when\nu,a,5,2\nu,b,1,1\n"))
-    found = read_interactions(tmp_path / "c.csv.gz", ABC, Columns("who", "what", "stars", "when"))
+    found = read_interactions(tmp_path / "c.csv.gz", ABC, Columns("who", "what", "stars", "when"), 4)
     assert _by_user(found) == {"u": [(1, False), (0, True)]}
     unrated = read_interactions(tmp_path / "c.csv.gz", ABC, Columns("who", "what"))
     assert _by_user(unrated) == {"u": [(0, None), (1, None)]}
-    assert (unrated.timed, unrated.liked_from) == (False, None)
+    assert (unrated.timed, unrated.liking) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,10 @@ def test_interactions_with_unknown_items_are_counted(write: WriteTable) -> None:
         ("user,item\n1,a\n2,\n", "row 2 has no item; fill it"),
         ("user,item,rating\n1,a,5\n1,b,\n", "row 2 has the rating None, which is no number"),
         ("user,item,rating\n1,a,5\n1,b,good\n", "row 2 has the rating 'good', which is no number"),
-        ("user,item,rating\n1,a,9\n1,b,2\n", "'rating' of .* goes from 2 to 9; say with --liked-from"),
-        ("user,item,rating\n1,a,-1\n1,b,1\n", "goes from -1 to 1; say with --liked-from"),
-        ("user,item,rating\n1,a,0.5\n1,b,1\n", "goes from 0.5 to 1; say with --liked-from"),
+        ("user,item,rating\n1,a,9\n1,b,2\n", "'rating' of .* goes from 2 to 9; say with --min-weight"),
+        ("user,item,rating\n1,a,-1\n1,b,1\n", "goes from -1 to 1; say with --min-weight"),
+        ("user,item,rating\n1,a,0.5\n1,b,1\n", "goes from 0.5 to 1; say with --min-weight"),
+        ("user,item,count\n1,a,4\n1,b,2\n", "'count' of .* goes from 2 to 4; say with --min-weight"),
         ("user,item,time\n1,a,5\n1,b,\n", "row 2 has no time; fill it"),
         ("user,item,time\n1,a,3 May\n1,b,4 May\n", "'time' of .* holds '3 May', which has no order in time"),
     ],
@@ -244,6 +245,11 @@ def test_numbers_that_are_none(tmp_path: Path, column: str) -> None:
     pq.write_table(table, tmp_path / "c.parquet")
     with pytest.raises(DareError, match="row 2 has"):
         read_interactions(tmp_path / "c.parquet", ABC, Columns())
+
+
+def test_a_threshold_without_weights(write: WriteTable) -> None:
+    with pytest.raises(DareError, match="has no weights for --min-weight; name their column with --weight-"):
+        read_interactions(write("c.csv", "user,item\n1,a\n"), ABC, Columns(), 4)
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_users(items_csv: Path, clicks_csv: Path, users_csv: Path) -> None:
         {"age": ("31",), "gender": ()},
     ]
     assert found.notes == [
-        "Ratings from 4 on count as liked (40% of all).",
+        "What has rating >= 4 counts as liked (40% of all).",
         f"1 users are not in {users_csv}; their prompts show what they chose only.",
     ]
 
@@ -46,7 +46,7 @@ def test_what_is_left_out_is_said(write: WriteTable) -> None:
         "1 items have no title and are left out; the first is row 2 (id 2).",
         f"3 interactions are left out: their items are not in {items}, or have no title there.",
         "1 interactions gave way to a later one with the same item.",
-        "Ratings from 1 on count as liked (50% of all).",
+        "What has label >= 1 counts as liked (50% of all).",
         "There is no time column: each user's rows are taken to be in the order of time.",
         f"2 users of {users} have no interaction and are left out.",
         f"1 users are not in {users}; their prompts show what they chose only.",

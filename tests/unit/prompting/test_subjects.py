@@ -28,7 +28,7 @@ def _interactions(histories: dict[str, list[tuple[int, bool]]], rated: bool = Tr
         starts=np.cumsum([0, *map(len, histories.values())]),
         items=np.array([place for place, _ in pairs], np.int64),
         liked=np.array([liked for _, liked in pairs], bool) if rated else None,
-        liked_from=4.0 if rated else None,
+        liking="rating >= 4" if rated else None,
         timed=True,
         unknown=0,
         repeated=0,
