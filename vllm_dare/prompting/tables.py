@@ -23,6 +23,7 @@ _TEXT_CHARACTERS = 60  # values that are longer than this on average are running
 _NO_TITLE = ("", "nan", "NaN")  # the latter two as careless conversions write them
 _STARS = 5.0  # the highest rating of those that need no threshold of the caller's
 _LIKED_STARS = 4.0
+_LABELS = {"true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,9 @@ def read_interactions(
     time = _optional_column(path, names, "--time-column", columns.time, _TIME)
     if weight is None and min_weight is not None:
         raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
-    wanted = [user, item, *(name for name in (weight, time) if name is not None)]
-    table = read_columns(path, wanted, texts=[user, item])
+    # weights as texts, too: a reader that guesses "number" from the first rows may meet 3.5 after many a 3
+    texts = [user, item] if weight is None else [user, item, weight]
+    table = read_columns(path, texts if time is None else [*texts, time], texts)
     if not len(table[user]):
         raise DareError(f"{path} has no row; give at least one interaction.")
     user_ids, user_places = _encoded(path, user, table[user])
@@ -274,7 +276,7 @@ def _weights(path: Path, name: str, column: Any) -> np.ndarray:
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        return _LABELS[value] if value in _LABELS else float(value)
     except (TypeError, ValueError):
         return math.nan
 
@@ -300,14 +302,25 @@ def _times(path: Path, name: str, column: Any) -> np.ndarray:
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     except pa.ArrowException:
+        row = next(row for row, value in enumerate(column) if not _is_time(value))
         raise DareError(
-            f"The column {name!r} of {path} holds {column[0].as_py()!r}, which has no order in time; give "
+            f"{path}, row {row + 1} has the {name} {column[row].as_py()!r}, which has no order in time; give "
             "numbers, such as Unix time, or dates as 2024-05-31 12:00:00."
         ) from None
     missing = np.asarray(column.is_null(nan_is_null=True))
     if missing.any():
         raise DareError(f"{path}, row {missing.argmax() + 1} has no {name}; fill it, or remove the row.")
     return np.asarray(column)
+
+
+def _is_time(value: Any) -> bool:
+    import pyarrow as pa
+
+    try:
+        value.cast(pa.timestamp("us"), safe=False)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _last_of_each(users: np.ndarray, items: np.ndarray) -> np.ndarray:

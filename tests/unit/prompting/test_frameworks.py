@@ -82,6 +82,15 @@ def test_the_documentations_example_is_the_prompt() -> None:
     assert f"```text\n{_content('kar', 'users', user)}\n```" in DOCS.read_text(encoding="utf-8")
 
 
+def test_the_documentations_own_framework_works(tmp_path: Path) -> None:
+    code = DOCS.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    name = f"{tmp_path / 'own.py'}:build"
+    build = load_builder(name, "users")
+    assert 'Someone liked The "Quiet" Ledger {x}.' in prompt_fields(build, name, USER)["prompt"]
+    assert "The Late Train" in prompt_fields(build, name, TRAIN)["messages"][0]["content"]
+
+
 def test_every_framework_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert [name for name in FRAMEWORKS if f"`{name}`" not in text] == []

@@ -223,14 +223,15 @@ def test_interactions_with_unknown_items_are_counted(write: WriteTable) -> None:
         ("user,item\n1,q\n2,r\n", r"No item of .* \(such as q\) is in the item table \(with such as a\)"),
         ("user,item\n1,a\n,b\n", "row 2 has no user; fill it"),
         ("user,item\n1,a\n2,\n", "row 2 has no item; fill it"),
-        ("user,item,rating\n1,a,5\n1,b,\n", "row 2 has the rating None, which is no number"),
+        ("user,item,rating\n1,a,5\n1,b,\n", "row 2 has the rating '', which is no number"),
         ("user,item,rating\n1,a,5\n1,b,good\n", "row 2 has the rating 'good', which is no number"),
         ("user,item,rating\n1,a,9\n1,b,2\n", "'rating' of .* goes from 2 to 9; say with --min-weight"),
         ("user,item,rating\n1,a,-1\n1,b,1\n", "goes from -1 to 1; say with --min-weight"),
         ("user,item,rating\n1,a,0.5\n1,b,1\n", "goes from 0.5 to 1; say with --min-weight"),
         ("user,item,count\n1,a,4\n1,b,2\n", "'count' of .* goes from 2 to 4; say with --min-weight"),
         ("user,item,time\n1,a,5\n1,b,\n", "row 2 has no time; fill it"),
-        ("user,item,time\n1,a,3 May\n1,b,4 May\n", "'time' of .* holds '3 May', which has no order in time"),
+        ("user,item,time\n1,a,3 May\n1,b,4 May\n", "row 1 has the time '3 May', which has no order in time"),
+        ("user,item,time\n1,a,2024-01-02\n1,b,4 May\n", "row 2 has the time '4 May', which has no order"),
     ],
 )
 def test_interactions_of_no_use(write: WriteTable, text: str, sentence: str) -> None:
@@ -245,6 +246,19 @@ def test_numbers_that_are_none(tmp_path: Path, column: str) -> None:
     pq.write_table(table, tmp_path / "c.parquet")
     with pytest.raises(DareError, match="row 2 has"):
         read_interactions(tmp_path / "c.parquet", ABC, Columns())
+
+
+def test_halves_after_many_whole_numbers(write: WriteTable) -> None:
+    rows = "".join(f"user{i},a,4\n" for i in range(100_000))
+    found = read_interactions(write("c.csv", f"user,item,rating\n{rows}v,a,3.5\n"), ABC, Columns())
+    assert found.liked is not None and found.liked.tolist() == [True] * 100_000 + [False]
+
+
+@pytest.mark.parametrize("words", [("true", "false"), ("True", "False"), ("1", "0"), ("1.0", "0.0")])
+def test_labels(write: WriteTable, words: tuple[str, str]) -> None:
+    path = write("c.csv", "user,item,pos\nu,a,{}\nu,b,{}\n".format(*words))
+    found = read_interactions(path, ABC, Columns())
+    assert _by_user(found) == {"u": [(0, True), (1, False)]} and found.liking == "pos >= 1"
 
 
 def test_a_threshold_without_weights(write: WriteTable) -> None:
