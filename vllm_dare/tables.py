@@ -23,7 +23,7 @@ def column_names(path: Path) -> list[str]:
     def read() -> list[str]:
         if path.name.lower().endswith(".parquet"):
             return list(pq.read_schema(path).names)
-        with csv.open_csv(path) as reader:
+        with csv.open_csv(path, parse_options=_csv_rules()) as reader:
             return list(reader.schema.names)
 
     return list(_reading(path, read))
@@ -50,7 +50,7 @@ def read_columns(path: Path, names: Sequence[str], texts: Sequence[str] = ()) ->
         convert = csv.ConvertOptions(
             include_columns=list(names), column_types=dict.fromkeys(texts, pa.string())
         )
-        return csv.read_csv(path, convert_options=convert)
+        return csv.read_csv(path, parse_options=_csv_rules(), convert_options=convert)
 
     table = _reading(path, read)
     return {name: table[name].combine_chunks() for name in names}
@@ -113,3 +113,9 @@ def _reading(path: Path, read: Any) -> Any:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DareError(f"Cannot read {path} ({reason}); check that the file is complete.") from None
+
+
+def _csv_rules() -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(newlines_in_values=True)  # titles and descriptions may have several lines
