@@ -1,6 +1,6 @@
 """The `dare_*` keys of one request: `SamplingParams.extra_args` offline, `vllm_xargs` on the server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
+from vllm_dare.routing.router import Query
 from vllm_dare.verification.rule import VerificationConfig
 
 PREFIX = "dare_"
-_GROUP_KEYS = ("dare_group", "dare_user", "dare_item")
+_MAX_VALUES = 1000  # of a history, and of attributes
+_GROUP_KEYS = ("dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes")
 # Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False, or bound
 # with limits.
 _RULE_KEYS = {
@@ -43,14 +45,11 @@ class RequestOptions:
     """What one request asks for, validated and completed by the operator's defaults.
 
     Attributes:
-        group: the group whose segment drafts, named explicitly.
-        user, item: ids that the pool's assignments turn into a group when none is named.
+        query: what says whose text drafts.
         verification: the acceptance rule of this request.
     """
 
-    group: str | None
-    user: str | None
-    item: str | None
+    query: Query
     verification: VerificationConfig
 
     @classmethod
@@ -66,9 +65,13 @@ class RequestOptions:
                 raise RequestError(key, f"Unknown request key {key}; known keys are {', '.join(KNOWN_KEYS)}.")
         rule = {key: given[key] for key in _RULE_KEYS if key in given}
         return cls(
-            group=_identifier("dare_group", given.get("dare_group")),
-            user=_identifier("dare_user", given.get("dare_user")),
-            item=_identifier("dare_item", given.get("dare_item")),
+            query=Query(
+                group=_identifier("dare_group", given.get("dare_group")),
+                user=_identifier("dare_user", given.get("dare_user")),
+                item=_identifier("dare_item", given.get("dare_item")),
+                history=_history("dare_history", given.get("dare_history")),
+                attributes=_attributes("dare_attributes", given.get("dare_attributes")),
+            ),
             verification=_override(config, rule) if rule else config.verification,
         )
 
@@ -78,6 +81,8 @@ def request_args(
     group: str | int | None = None,
     user: str | int | None = None,
     item: str | int | None = None,
+    history: Sequence[str | int] | None = None,
+    attributes: Mapping[str, str | int | Sequence[str | int]] | None = None,
     verification: str | None = None,
     preset: str | None = None,
     **bounds: Any,
@@ -87,6 +92,11 @@ def request_args(
     Args:
         group: the group whose text drafts for this request.
         user, item: an id to look up in the pool's assignments; used when no group is given.
+        history: ids of at most 1000 items that the user dealt with, from which the pool's router tells the
+            group where the assignments do not.
+        attributes: name to value or values, at most 1000, of the user or of the item; from these the router
+            tells the group where all else does not. They go as a list of ``"name=value"``, because the
+            server takes no dictionaries.
         verification: "strict" or "relaxed", instead of the engine's default.
         preset: the relaxed rule to begin with, see `vllm_dare.verification.rule.PRESETS`.
         bounds: bounds of the relaxed rule by the names that `VerificationConfig` gives them: ``top_k``,
@@ -103,6 +113,8 @@ def request_args(
         "dare_group": group,
         "dare_user": user,
         "dare_item": item,
+        "dare_history": None if history is None else list(history),
+        "dare_attributes": None if attributes is None else _flat(attributes),
         "dare_verification": verification,
         "dare_preset": preset,
         **{f"{PREFIX}{name}": value for name, value in bounds.items()},
@@ -118,6 +130,57 @@ def _identifier(key: str, value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
     raise RequestError(key, f"{key} must be a non-empty string or an integer, not {value!r}.")
+
+
+def _history(key: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or len(value) > _MAX_VALUES:
+        raise RequestError(key, f"{key} must be a list of at most {_MAX_VALUES} ids, not {_shown(value)}.")
+    return tuple(_part(key, "an id", part) for part in value)
+
+
+def _attributes(key: str, value: Any) -> tuple[tuple[str, str], ...]:
+    """The (name, value) pairs of a dictionary, or of a list of "name=value"."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        value = _flat(value)
+    if not isinstance(value, list | tuple) or len(value) > _MAX_VALUES:
+        raise RequestError(
+            key,
+            f"{key} must be a dictionary, or a list of 'name=value', of at most {_MAX_VALUES} values, not "
+            f"{_shown(value)}.",
+        )
+    pairs = tuple(part.partition("=") if isinstance(part, str) else ("", "", "") for part in value)
+    for part, (name, _, text) in zip(value, pairs, strict=True):
+        if not name or not text:
+            raise RequestError(key, f"{key} holds {_shown(part)}, which is not of the form 'name=value'.")
+    return tuple((name, text) for name, _, text in pairs)
+
+
+def _flat(attributes: Mapping[str, Any]) -> list[str]:
+    """Attributes as a list of "name=value"; a value that is None is not known."""
+    key = "dare_attributes"
+    flat = []
+    for name, values in attributes.items():
+        if not isinstance(name, str) or not name or "=" in name:
+            raise RequestError(key, f"{key} has the name {name!r}; a name is a text without '='.")
+        for value in values if isinstance(values, list | tuple) else [values]:
+            if value is not None:
+                flat.append(f"{name}={_part(key, f'{name!r}', value)}")
+    return flat
+
+
+def _part(key: str, what: str, value: Any) -> str:
+    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise RequestError(key, f"{key}: {what} must be a non-empty string or an integer, not {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfig:

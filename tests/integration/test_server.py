@@ -73,7 +73,8 @@ def test_a_completion_with_a_group_uses_the_pool_and_changes_nothing(
 def test_a_user_and_an_item_are_accepted_as_keys(client: Any, demo_prompts: list[dict[str, Any]]) -> None:
     row = demo_prompts[1]
     expected = text_of(client, row["prompt"])
-    for xargs in (request_args(user=row["user"]), request_args(item="i1"), request_args(user=7)):
+    new = request_args(user="new", history=[1, "i2"], attributes={"genre": ["Horror", "War"], "age": 25})
+    for xargs in (request_args(user=row["user"]), request_args(item="i1"), request_args(user=7), new):
         assert text_of(client, row["prompt"], xargs) == expected
 
 
@@ -131,6 +132,8 @@ def test_a_relaxed_request_may_change_its_own_text_only(
         ({"dare_min_prob": 1.5}, "dare_min_prob"),
         ({"dare_verification": "sloppy"}, "dare_verification"),
         ({"dare_user": ["u1"]}, "dare_user"),
+        ({"dare_history": "u1,u2"}, "dare_history"),
+        ({"dare_attributes": ["Horror"]}, "dare_attributes"),
         ({"dare_group": ""}, "dare_group"),
     ],
     ids=str,

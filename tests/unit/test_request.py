@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
@@ -11,13 +12,52 @@ RELAXED = DareConfig.model_validate({"verification": {"mode": "relaxed", "min_pr
 def test_no_metadata_takes_the_operators_defaults() -> None:
     for extra_args in (None, {}, {"kv_transfer_params": {"x": 1}}):
         options = RequestOptions.parse(extra_args, RELAXED)
-        assert (options.group, options.user, options.item) == (None, None, None)
+        assert (options.query.group, options.query.user, options.query.item) == (None, None, None)
         assert options.verification == RELAXED.verification
 
 
 def test_ids_may_be_strings_or_integers() -> None:
     options = RequestOptions.parse({"dare_group": 3, "dare_user": 42, "dare_item": "m7"}, DareConfig())
-    assert (options.group, options.user, options.item) == ("3", "42", "m7")
+    assert (options.query.group, options.query.user, options.query.item) == ("3", "42", "m7")
+
+
+def test_a_history_is_a_list_of_ids() -> None:
+    assert RequestOptions.parse({"dare_history": [3, "m7", 3]}, DareConfig()).query.history == (
+        "3",
+        "m7",
+        "3",
+    )
+    assert RequestOptions.parse({"dare_history": []}, DareConfig()).query.history == ()
+
+
+def test_attributes_come_as_a_dictionary_or_as_texts() -> None:
+    pairs = (("genre", "Comedy"), ("genre", "War"), ("age", "25"), ("note", "a=b"))
+    for given in (
+        {"genre": ["Comedy", "War"], "age": 25, "note": "a=b", "unknown": None},
+        ["genre=Comedy", "genre=War", "age=25", "note=a=b"],
+    ):
+        assert RequestOptions.parse({"dare_attributes": given}, DareConfig()).query.attributes == pairs
+
+
+def test_request_args_are_what_the_server_takes() -> None:
+    """vLLM's `vllm_xargs` are texts, numbers and lists of these; no dictionaries."""
+    protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
+    args = request_args(history=[1, "b"], attributes={"genre": ["Comedy", "War"], "age": 25})
+    request = protocol.CompletionRequest.model_validate({"prompt": "a", "vllm_xargs": args})
+    assert request.vllm_xargs == args
+    with pytest.raises(ValidationError):
+        dictionary = {"dare_attributes": {"age": 25}}
+        protocol.CompletionRequest.model_validate({"prompt": "a", "vllm_xargs": dictionary})
+
+
+def test_request_args_are_read_as_they_were_meant() -> None:
+    args = request_args(history=(1, "b"), attributes={"genre": ["Comedy", "War"], "age": 25})
+    assert args == {"dare_history": [1, "b"], "dare_attributes": ["genre=Comedy", "genre=War", "age=25"]}
+    query = RequestOptions.parse(args, DareConfig()).query
+    assert query.history == ("1", "b")
+    assert query.attributes == (("genre", "Comedy"), ("genre", "War"), ("age", "25"))
+    with pytest.raises(RequestError, match="dare_attributes"):
+        request_args(attributes={"genre": ""})
 
 
 def test_override_changes_only_what_it_names() -> None:
@@ -35,6 +75,24 @@ def test_override_changes_only_what_it_names() -> None:
         ({"dare_user": True}, "dare_user"),
         ({"dare_user": 1.5}, "dare_user"),
         ({"dare_item": ["a"]}, "dare_item"),
+        ({"dare_history": "a"}, "dare_history"),
+        ({"dare_history": ["a", ""]}, "dare_history"),
+        ({"dare_history": [1.5]}, "dare_history"),
+        ({"dare_history": ["x" * 9999, None]}, "dare_history"),
+        ({"dare_history": ["a"] * 1001}, "dare_history must be a list of at most 1000 ids"),
+        ({"dare_attributes": "genre=Comedy"}, "dare_attributes"),
+        ({"dare_attributes": ["Comedy"]}, "dare_attributes holds 'Comedy', which is not"),
+        ({"dare_attributes": ["=Comedy"]}, "dare_attributes"),
+        ({"dare_attributes": ["genre="]}, "dare_attributes"),
+        ({"dare_attributes": [["genre", "Comedy"]]}, "dare_attributes"),
+        ({"dare_attributes": [f"a={i}" for i in range(1001)]}, "dare_attributes must be .* at most 1000"),
+        ({"dare_attributes": {"a": list(range(1001))}}, "dare_attributes must be .* at most 1000"),
+        ({"dare_attributes": {"": "Comedy"}}, "dare_attributes"),
+        ({"dare_attributes": {"a=b": "c"}}, "dare_attributes has the name 'a=b'"),
+        ({"dare_attributes": {3: "Comedy"}}, "dare_attributes"),
+        ({"dare_attributes": {"age": 1.5}}, "dare_attributes: 'age' must be a non-empty string or an int"),
+        ({"dare_attributes": {"age": True}}, "dare_attributes"),
+        ({"dare_attributes": {"age": {"of": "man"}}}, "dare_attributes"),
         ({"dare_verification": "lax"}, "dare_verification"),
         ({"dare_top_k": 0}, "dare_top_k"),
         ({"dare_top_k": "2"}, "dare_top_k"),
@@ -57,8 +115,10 @@ def test_override_changes_only_what_it_names() -> None:
 def test_bad_keys_and_values_name_the_key(extra_args: dict[str, object], key: str) -> None:
     with pytest.raises(RequestError, match=key) as caught:
         RequestOptions.parse(extra_args, DareConfig())
-    assert caught.value.key == key
+    assert key.startswith(caught.value.key)
+    assert caught.value.key in extra_args
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_preset_takes_the_place_of_the_operators_rule() -> None:
@@ -123,7 +183,7 @@ def test_within_the_operators_limits() -> None:
 
 def test_the_operator_can_forbid_rules_but_not_groups() -> None:
     config = DareConfig(allow_override=False)
-    assert RequestOptions.parse({"dare_group": "a"}, config).group == "a"
+    assert RequestOptions.parse({"dare_group": "a"}, config).query.group == "a"
     with pytest.raises(RequestError, match="dare_min_prob"):
         RequestOptions.parse({"dare_min_prob": 0.3}, config)
 
@@ -138,7 +198,7 @@ def test_request_args_builds_what_parse_reads() -> None:
         "dare_min_ratio": 0.5,
     }
     options = RequestOptions.parse(args, DareConfig())
-    assert options.group == "users/3"
+    assert options.query.group == "users/3"
     assert options.verification.top_k == 3
     assert request_args(user=7, item="x") == {"dare_user": 7, "dare_item": "x"}
     assert request_args() == {}

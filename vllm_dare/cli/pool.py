@@ -44,10 +44,11 @@ def build(
     ],
     output: Output,
     assignments: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="FILE",
-            help="Who belongs to which group: columns user or item, and group (or CSV).",
+            metavar="PATH",
+            help="Who belongs to which group: a table with the columns user or item, and group, or a "
+            "directory that `vllm-dare group` wrote; repeat it for several, of which later ones win.",
         ),
     ] = None,
     provenance: Annotated[
@@ -66,9 +67,9 @@ def build(
     ] = False,
 ) -> None:
     """Build a pool from text that a model wrote before."""
-    from vllm_dare.pool.assignment_file import read_assignments
     from vllm_dare.pool.build import build_pool
     from vllm_dare.pool.documents import read_documents
+    from vllm_dare.pool.group_inputs import read_groups, read_routers
     from vllm_dare.pool.rows import BadRows
 
     bad_rows = BadRows(skip=skip_bad)
@@ -81,7 +82,8 @@ def build(
             provenance=provenance.value,
             model=model,
             global_segment=not no_global,
-            assignments=None if assignments is None else read_assignments(assignments),
+            assignments=read_groups(assignments) if assignments else None,
+            routers=read_routers(assignments or ()),
             overwrite=overwrite,
             bad_rows=bad_rows,
             read_progress=lambda num_documents: show_read(num_documents, None),
@@ -96,10 +98,11 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show what a pool holds."""
-    from vllm_dare.pool.manifest import read_manifest
+    from vllm_dare.pool.pool import RetrievalPool
     from vllm_dare.pool.summary import summarize
 
-    summary = summarize(read_manifest(directory))
+    with RetrievalPool.open(directory) as pool:
+        summary = summarize(pool.manifest, pool.routers)
     if as_json:
         typer.echo(summary.model_dump_json(indent=2))
     else:
@@ -165,6 +168,12 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
         typer.echo(f"{report.num_duplicates:,} documents gave way to a later one with the same id.")
     if report.num_empty:
         typer.echo(f"{report.num_empty:,} documents without any text were left out.")
+    if report.num_ambiguous:
+        typer.echo(
+            f"{report.num_ambiguous:,} documents are in no group, because their id is both a user's and an "
+            "item's: give them a group, or build one pool of users and one of items, each with its own "
+            "--assignments, and join them with `pool merge`."
+        )
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
 
@@ -200,6 +209,15 @@ def _print_info(directory: Path, summary: "PoolSummary") -> None:
         ("size", f"{summary.num_bytes / 1e6:,.1f} MB"),
         ("global segment", "yes" if summary.has_global_segment else "no"),
         ("group assignments", "yes" if summary.has_assignments else "no"),
+        (
+            "routers",
+            "\n".join(
+                f"{router.kind}: {router.num_groups:,} groups, {router.num_items:,} items, "
+                f"{router.num_attribute_values:,} attribute values"
+                for router in summary.routers
+            )
+            or "none",
+        ),
         (
             "wording",
             "not known" if summary.num_pivots is None else f"known but after {summary.num_pivots:,} contexts",

@@ -94,8 +94,9 @@ def replay(
     assignments: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE",
-            help="Another grouping: columns user or item, and group; repeat it to compare several.",
+            metavar="PATH",
+            help="Another grouping: a table with the columns user or item, and group, or a directory that "
+            "`vllm-dare group` wrote; repeat it to compare several.",
             rich_help_panel=options.DRAFTS,
         ),
     ] = None,

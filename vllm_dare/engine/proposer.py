@@ -24,6 +24,7 @@ from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import RequestOptions
+from vllm_dare.routing.router import Query
 from vllm_dare.verification.request_rule import RequestRule
 from vllm_dare.verification.sampler import RelaxedRejectionSampler
 from vllm_dare.verification.token_guards import TokenGuards
@@ -313,7 +314,7 @@ class DareProposer:
             self._guards.prepare(verification),
             lambda: request.output_token_ids,
         )
-        group = self._group(options)
+        group = self._group(options.query)
         sources = self._sources(group)
         sampled = params is not None and params.temperature > 0
         return _RequestState(
@@ -346,18 +347,15 @@ class DareProposer:
                 self._count_error("sources", error)
         return Sources.of()
 
-    def _group(self, options: RequestOptions) -> str | None:
+    def _group(self, query: Query) -> str | None:
         pool = self.drafter.pool
-        if options.group is not None or pool is None:
-            return options.group
+        if query.group is not None or pool is None:
+            return query.group
         try:
-            group = pool.group_of("user", options.user) if options.user is not None else None
-            if group is None and options.item is not None:
-                group = pool.group_of("item", options.item)
+            return pool.router.route(query).group
         except Exception as error:
             self._count_error("sources", error)
             return None
-        return group
 
     def _gather(self) -> None:
         """Learn the last requests before an idle time, in which vLLM asks for no drafts."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_dare.evaluation.bench_report import records_at
-from vllm_dare.evaluation.figure import new_figure
+from vllm_dare.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

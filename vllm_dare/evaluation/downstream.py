@@ -23,8 +23,8 @@ from vllm_dare.evaluation.bootstrap import (
     from_resamples,
     mean_figure,
 )
-from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.interactions import Interactions, Items
+from vllm_dare.extras import need
 from vllm_dare.pool.threads import usable_cores
 
 Split = Literal["row", "user", "time"]

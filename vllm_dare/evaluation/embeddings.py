@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.evaluation.extras import need
+from vllm_dare.extras import need
 
 DIMENSIONS = 32
 

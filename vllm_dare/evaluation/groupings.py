@@ -6,7 +6,7 @@ from pathlib import Path
 from vllm_dare.errors import DareError
 from vllm_dare.evaluation.corpus import Corpus
 from vllm_dare.evaluation.study import Scheme
-from vllm_dare.pool.assignment_file import read_assignments
+from vllm_dare.pool.group_inputs import read_groups
 
 
 def own_scheme(corpus: Corpus) -> Scheme:
@@ -17,10 +17,10 @@ def own_scheme(corpus: Corpus) -> Scheme:
 
 
 def read_schemes(files: Sequence[Path], about: str) -> list[Scheme]:
-    """A scheme for each assignment file, named after it.
+    """A scheme for each assignment file, or directory that `vllm-dare group` wrote, named after it.
 
     Args:
-        files: see `read_assignments`.
+        files: see `read_groups`.
         about: a name with "users" or "items" in it, which says what the documents are about where a file has
             both, such as that of the split's list.
 
@@ -37,7 +37,7 @@ def read_schemes(files: Sequence[Path], about: str) -> list[Scheme]:
 
 def _read(file: Path, about: str) -> Scheme:
     tables: dict[str, dict[str, str]] = {}
-    for kind, entity, group in read_assignments(file):
+    for kind, entity, group in read_groups([file]):
         tables.setdefault(kind, {})[entity] = group
     fitting = [kind for kind in tables if f"{kind}s" in about] or list(tables)
     if len(fitting) != 1:

@@ -13,12 +13,12 @@ from vllm_dare.evaluation import bootstrap, downstream
 from vllm_dare.evaluation.attributes import Stated, Vocabulary, make_vocabulary, read_vocabulary, stated
 from vllm_dare.evaluation.downstream import Ranking, Split, UserText, check_split, rank
 from vllm_dare.evaluation.embeddings import DIMENSIONS, Embedder, SentenceEmbedder, TfidfEmbedder, reduced
-from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.interactions import Columns, Interactions, Items, read_interactions, read_items
 from vllm_dare.evaluation.knowledge import KnowledgeSet, read_knowledge
 from vllm_dare.evaluation.quality_content import attribute_records, content_figures, read_history
 from vllm_dare.evaluation.quality_text import Figures, length_unit, text_figures
 from vllm_dare.evaluation.quality_verdict import Limits, Verdict, judge
+from vllm_dare.extras import need
 from vllm_dare.generation.prompts import id_key, read_prompts
 from vllm_dare.generation.settings import EngineSettings
 from vllm_dare.pool.files import sha256

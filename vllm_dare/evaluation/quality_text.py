@@ -9,8 +9,8 @@ import numpy as np
 from vllm_dare.evaluation.attributes import words
 from vllm_dare.evaluation.bootstrap import Figure, mean_figure, ratio
 from vllm_dare.evaluation.embeddings import similarity
-from vllm_dare.evaluation.extras import need
 from vllm_dare.evaluation.knowledge import Knowledge, KnowledgeSet
+from vllm_dare.extras import need
 
 _LONG = 4
 _ROUGE_DOCUMENTS = 2000  # the subsequence takes milliseconds a text: of more, so many are compared

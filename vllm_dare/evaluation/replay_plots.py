@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_dare.evaluation.figure import new_figure
 from vllm_dare.evaluation.order import BLOCK_DOCUMENTS
 from vllm_dare.evaluation.replay_report import setting_name
+from vllm_dare.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_dare.evaluation.figure import new_figure
 from vllm_dare.evaluation.sweep_report import frontier
+from vllm_dare.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from vllm_dare.errors import DareError
 
 RowId = str | int
 
-_ALIASES = {"group": "dare_group", "user": "dare_user", "item": "dare_item"}
+_ALIASES = {name: f"dare_{name}" for name in ("group", "user", "item", "history", "attributes")}
 
 
 @dataclass(frozen=True)

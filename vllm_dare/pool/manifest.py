@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=0)]
 # Names become paths: these patterns keep them inside the pool directory.
 SegmentName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 AssignmentsName = Annotated[str, Field(pattern=r"^assignments-[0-9a-f]{32}\.safetensors$")]
+RouterName = Annotated[str, Field(pattern=r"^router-[0-9a-f]{32}\.safetensors$")]
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -48,6 +49,7 @@ class Manifest(BaseModel):
         global_segments: names of the segments that hold every document of the pool; empty without them.
         segments: name to facts, for every segment that is referenced and no other.
         assignments: name of the file that says who belongs to which group; None without one.
+        routers: names of the files that turn histories and attributes into groups.
         blend: how far the drafter trusts the pool's contexts, see `vllm_dare.drafting.blend.Blend.encode`;
             None if that was not fitted.
         pivots: after which contexts relaxing is not a matter of wording, see `vllm_dare.pool.pivots`; None
@@ -63,6 +65,7 @@ class Manifest(BaseModel):
     global_segments: list[SegmentName]
     segments: dict[SegmentName, SegmentInfo]
     assignments: AssignmentsName | None = None
+    routers: list[RouterName] = Field(default_factory=list)
     blend: str | None = None
     pivots: str | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -19,7 +19,7 @@ def merge_pools(
     """Merge pools of one tokenizer: the documents of all, sorted again, group by group.
 
     The result counts as relaxed if any input is, and keeps a provenance or a model name that all agree on.
-    Where two pools assign an id to different groups, the later pool counts.
+    Where two pools assign an id to different groups, or have routers of one kind, the later pool counts.
 
     Args:
         inputs: pool directories.
@@ -64,6 +64,7 @@ def _content(pools: Sequence[RetrievalPool]) -> PoolContent:
         assignments=_assignments(pools) if has_assignments else None,
         provenance=_provenance({segment.header.provenance for segment in segments}),
         model=models.pop() if len(models) == 1 else None,
+        routers=[router for pool in pools for router in pool.routers],
     )
 
 

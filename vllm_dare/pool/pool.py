@@ -20,6 +20,8 @@ from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
 from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.routing.router import Router
+from vllm_dare.routing.router_file import RouterFile
 
 SEGMENTS_DIRECTORY = "segments"
 _MAX_MAPPED_GROUPS = 16384  # Linux lets a process have 65530 mappings
@@ -92,6 +94,20 @@ class RetrievalPool:
         name = self.manifest.assignments
         return None if name is None else Assignments.open(self.directory / name)
 
+    @cached_property
+    def routers(self) -> tuple[RouterFile, ...]:
+        """What turns histories and attributes into groups, at most one of each kind."""
+        return tuple(RouterFile.open(self.directory / name) for name in self.manifest.routers)
+
+    @cached_property
+    def router(self) -> Router:
+        """Says which group serves a request; the group may be one without text.
+
+        Raises:
+            PoolError: the assignments or a router cannot be mapped.
+        """
+        return Router(self.assignments, self.routers)
+
     def global_segments(self) -> tuple[Segment, ...]:
         """The segments that hold every document; empty if the pool was built without them.
 
@@ -147,7 +163,7 @@ class RetrievalPool:
         """
         for name in self.manifest.segments:
             self._segment(name)
-        _ = self.assignments
+        _ = self.router
 
     def verify_checksums(self, progress: Progress | None = None) -> None:
         """Read every file and compare its content with its name; about a second a GB and core.
@@ -160,10 +176,12 @@ class RetrievalPool:
         """
         if self.assignments is not None:
             self.assignments.verify_checksum()
+        for router in self.routers:
+            router.verify_checksum()
         self._for_each_segment(Segment.verify_checksum, progress)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Check everything: checksums, token ids, the order of every suffix array, assignments.
+        """Check everything: checksums, token ids, the order of every suffix array, assignments, routers.
 
         Args:
             progress: called with the number of bytes done, and in all, after each segment.
@@ -173,6 +191,8 @@ class RetrievalPool:
         """
         if self.assignments is not None:
             self.assignments.verify()
+        for router in self.routers:
+            router.verify()
         self._for_each_segment(Segment.verify, progress)
 
     def close(self) -> None:
@@ -180,7 +200,8 @@ class RetrievalPool:
         self._lock.release()
         self._groups.clear()
         self._global = None
-        self.__dict__.pop("assignments", None)
+        for mapped in ("assignments", "routers", "router"):
+            self.__dict__.pop(mapped, None)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,7 @@
 """What a pool holds, in a few figures."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel
 
 from vllm_dare.drafting.blend import Blend
@@ -7,6 +9,7 @@ from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.routing.router_file import RouterFile, RouterKind
 
 
 class GroupSummary(BaseModel):
@@ -15,6 +18,15 @@ class GroupSummary(BaseModel):
     name: str
     num_documents: int
     num_tokens: int
+
+
+class RouterSummary(BaseModel):
+    """One router: its kind, its groups, and the items and attribute values that it knows."""
+
+    kind: RouterKind
+    num_groups: int
+    num_items: int
+    num_attribute_values: int
 
 
 class PoolSummary(BaseModel):
@@ -33,6 +45,7 @@ class PoolSummary(BaseModel):
         num_bytes: size of all segments; a document in a group and in the global segment takes space in both.
         has_global_segment: whether requests without a group find text too.
         has_assignments: whether the pool knows who belongs to which group.
+        routers: what turns histories and attributes into groups.
         num_pivots: contexts after which relaxing is not a matter of wording; None if nobody looked.
         biggest_groups: by tokens, the biggest first.
     """
@@ -48,12 +61,13 @@ class PoolSummary(BaseModel):
     num_bytes: int
     has_global_segment: bool
     has_assignments: bool
+    routers: list[RouterSummary]
     num_pivots: int | None
     biggest_groups: list[GroupSummary]
 
 
-def summarize(manifest: Manifest, num_biggest: int = 10) -> PoolSummary:
-    """Sum up a manifest, with its ``num_biggest`` biggest groups."""
+def summarize(manifest: Manifest, routers: Sequence[RouterFile] = (), num_biggest: int = 10) -> PoolSummary:
+    """Sum up a manifest and its routers, with its ``num_biggest`` biggest groups."""
     groups = [_group(manifest, name, segments) for name, segments in manifest.groups.items()]
     everything = _group(manifest, "", manifest.global_segments)
     counted = [everything] if manifest.global_segments else groups
@@ -70,6 +84,15 @@ def summarize(manifest: Manifest, num_biggest: int = 10) -> PoolSummary:
         num_bytes=sum(info.num_bytes for info in manifest.segments.values()),
         has_global_segment=bool(manifest.global_segments),
         has_assignments=manifest.assignments is not None,
+        routers=[
+            RouterSummary(
+                kind=router.kind,
+                num_groups=len(router.groups),
+                num_items=len(router.item_hashes),
+                num_attribute_values=len(router.attribute_hashes),
+            )
+            for router in routers
+        ],
         num_pivots=None if manifest.pivots is None else len(decode(manifest.pivots)),
         biggest_groups=sorted(groups, key=lambda group: (-group.num_tokens, group.name))[:num_biggest],
     )

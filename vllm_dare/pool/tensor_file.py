@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 NAME_LENGTH = 32
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_DTYPES: dict[str, np.dtype] = {"I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -54,7 +54,7 @@ def write_tensor_file(
 
     Args:
         directory: where to; must exist.
-        tensors: name to array, [n], int32 or uint64; wider dtypes first, so that each is aligned.
+        tensors: name to array, [n], float32, int32 or uint64; wider dtypes first, so that each is aligned.
         metadata: the header's ``__metadata__``.
         prefix: what the name begins with.
     """

@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
-from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.files import sync_directory, temporary_file
 from vllm_dare.pool.lock import ReadLock, is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
@@ -28,6 +28,7 @@ from vllm_dare.pool.segment import Provenance, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
 from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.routing.router_file import RouterFile, latest_of_each_kind
 
 MAX_SEGMENT_TOKENS = 256 * 2**20
 
@@ -46,6 +47,7 @@ class PoolContent:
         assignments: (hash of an id, group name), see `entity_hash`; None leaves the table out.
         provenance: how the text was written.
         model: name of the model that wrote it.
+        routers: what turns histories and attributes into groups; of two of a kind the later one counts.
     """
 
     tokenizer: TokenizerInfo
@@ -54,6 +56,7 @@ class PoolContent:
     assignments: Iterable[tuple[int, str]] | None
     provenance: Provenance
     model: str | None
+    routers: Sequence[RouterFile] = ()
 
 
 def write_pool(
@@ -76,7 +79,7 @@ def write_pool(
         max_segment_tokens: a group or global segment of more is split; a single document never is.
 
     Raises:
-        PoolError: ``output`` exists and may not be replaced, or cannot be written.
+        PoolError: ``output`` exists and may not be replaced, or cannot be written, or a router is damaged.
     """
     check_output(output, overwrite)
     try:
@@ -159,12 +162,14 @@ def remove_unreferenced(output: Path) -> None:
     """Remove the files that a pool's manifest does not name; nobody may be adding any at the same time."""
     manifest = read_manifest(output) if is_pool(output) else None
     segments = {f"{name}{SUFFIX}" for name in manifest.segments} if manifest else set()
-    files = {SEGMENTS_DIRECTORY, MANIFEST_NAME, manifest.assignments if manifest else None}
+    files = {SEGMENTS_DIRECTORY, MANIFEST_NAME}
+    if manifest is not None:
+        files.update(filter(None, (manifest.assignments, *manifest.routers)))
     _keep_only(output / SEGMENTS_DIRECTORY, segments)
     _keep_only(output, files)
 
 
-def _keep_only(directory: Path, names: Collection[str | None]) -> None:
+def _keep_only(directory: Path, names: Collection[str]) -> None:
     """Remove the pool's own kinds of files, so that a README somebody put there stays."""
     for path in directory.iterdir():
         if path.name not in names and path.suffix in (SUFFIX, ".tmp"):
@@ -209,7 +214,17 @@ def _write_files(
         global_segments=global_segments,
         segments=dict(segments),
         assignments=assignments,
+        routers=[_copy(router, directory) for router in latest_of_each_kind(content.routers)],
     )
+
+
+def _copy(router: RouterFile, directory: Path) -> str:
+    """Put a router into ``directory``, once it has been checked; its name."""
+    router.verify()
+    with temporary_file(directory) as file, router.path.open("rb") as source:
+        shutil.copyfileobj(source, file)
+    os.replace(file.name, directory / router.path.name)
+    return router.path.name
 
 
 def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:

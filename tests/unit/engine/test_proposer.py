@@ -20,6 +20,8 @@ from vllm_dare.engine.proposer import DareProposer
 from vllm_dare.engine.request_meters import METERS
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
+from vllm_dare.routing.router import Query
+from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 from vllm_dare.verification import policy
 
 VOCAB = 64
@@ -183,6 +185,81 @@ def test_users_and_items_go_to_their_groups(make: Any, runner: Runner, pool: Pat
     runner.add("group first", PREFIX, {"dare_group": "items/b", "dare_user": "u1"})
     first = {request_id: drafts[0] for request_id, drafts in runner.propose(make(pool)).items()}
     assert first == {"user": 10, "item": 30, "user first": 10, "unknown user": 30, "group first": 30}
+
+
+@pytest.fixture
+def routed(tokenizer: str, tmp_path: Path) -> Path:
+    """As `pool`, with routers: of histories and ages to users/a or nobody's group, of genres to items/b."""
+    scores = {
+        f"age={age}": np.log(np.array(p, np.float32)) for age, p in ((20, [0.9, 0.1]), (60, [0.1, 0.9]))
+    }
+    users = write_user_router(
+        tmp_path,
+        groups=["users/a", "users/without text"],
+        centroids=np.eye(2, dtype=np.float32),
+        item_ids=["i1", "i2", "i3"],
+        item_vectors=np.array([[1, 0], [0.5, 0.4], [0, 2]], np.float32),
+        attributes=scores,
+    )
+    items = write_item_router(
+        tmp_path, groups=["items/b"], attribute="genre", values={"War": "items/b"}, ranks={}, rule="largest"
+    )
+    build_pool(
+        documents_of("users/a", "items/b"),
+        tokenizer,
+        tmp_path / "routed",
+        global_segment=False,
+        routers=[RouterFile.open(users), RouterFile.open(items)],
+    )
+    return tmp_path / "routed"
+
+
+def test_histories_and_attributes_find_a_group(make: Any, runner: Runner, routed: Path) -> None:
+    drafter = make(routed)
+    runner.add("history", PREFIX, {"dare_user": "new", "dare_history": ["i1", "i2", "unheard of"]})
+    runner.add("other history", PREFIX, {"dare_history": ["i3"]})
+    runner.add("age", PREFIX, {"dare_history": ["unheard of"], "dare_attributes": {"age": 20}})
+    runner.add("over HTTP", PREFIX, {"dare_attributes": ["genre=Peace", "genre=War"]})
+    runner.add("known first", PREFIX, {"dare_item": "i1", "dare_history": ["i1"]})
+    runner.add("nothing known", PREFIX, {"dare_user": "new", "dare_attributes": {"age": 30}})
+    first = {request_id: drafts[:1] for request_id, drafts in runner.propose(drafter).items()}
+    assert first == {
+        "history": [10],
+        "other history": [],
+        "age": [10],
+        "over HTTP": [30],
+        "known first": [30],
+        "nothing known": [],
+    }
+    assert drafter.errors == 0
+
+
+def test_a_request_is_routed_once(
+    make: Any, runner: Runner, routed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = make(routed)
+    router = drafter.drafter.pool.router
+    asked: list[Query] = []
+    route = router.route
+    monkeypatch.setattr(router, "route", lambda query: asked.append(query) or route(query))
+    runner.add("a", PREFIX, {"dare_history": ["i1"]})
+    for _ in range(3):
+        assert runner.propose(drafter)["a"][:1] == [10]
+    assert asked == [Query(history=("i1",))]
+
+
+def test_a_router_that_fails_costs_no_request(
+    make: Any, runner: Runner, routed: Path, errors_logged: Callable[[], list[str]]
+) -> None:
+    for path in routed.glob("router-*"):
+        path.unlink()
+    drafter = make(routed)
+    runner.add("named", PREFIX, {"dare_group": "users/a"})
+    runner.add("history", PREFIX, {"dare_history": ["i1"]})
+    drafts = runner.propose(drafter)
+    assert (drafts["named"][:1], drafts["history"]) == ([10], [])
+    assert drafter.errors == 1
+    assert "is missing" in errors_logged()[0]
 
 
 def test_an_unknown_group_falls_back_to_the_global_text(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.unit.evaluation.conftest import Tastes
+from vllm_dare import extras
 from vllm_dare.cli.app import main
-from vllm_dare.evaluation import extras
 from vllm_dare.evaluation.embeddings import SentenceEmbedder, TfidfEmbedder, reduced, similarity
 
 FAST = ["--seeds", "1"]

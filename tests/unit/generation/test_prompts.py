@@ -15,10 +15,12 @@ from vllm_dare.generation.prompts import PromptRow, id_key, read_prompts
 ROWS: list[dict[str, Any]] = [
     {"id": "u1", "prompt": "One", "user": 7, "group": "users/3", "max_tokens": 5},
     {"id": 2, "prompt": "Zwei ✓", "item": None, "other": [1, 2]},
+    {"id": 3, "prompt": "c", "history": [5, "m6"], "attributes": {"genre": ["War"], "age": None}},
 ]
 EXPECTED = [
     PromptRow("u1", "One", {"dare_group": "users/3", "dare_user": 7}, 5),
     PromptRow(2, "Zwei ✓", {}, None),
+    PromptRow(3, "c", {"dare_history": [5, "m6"], "dare_attributes": {"genre": ["War"], "age": None}}, None),
 ]
 
 

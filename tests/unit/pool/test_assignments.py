@@ -1,3 +1,4 @@
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pyarrow import parquet
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignment_file import read_assignments
-from vllm_dare.pool.assignments import Assignment, Assignments, write_assignments
+from vllm_dare.pool.assignments import Assignment, Assignments, _place, entity_hash, write_assignments
 from vllm_dare.pool.tensor_file import write_tensor_file
 
 entries = st.tuples(st.sampled_from(["user", "item"]), st.text(max_size=5), st.text(min_size=1, max_size=5))
@@ -41,6 +42,29 @@ def test_the_same_assignments_give_the_same_file(tmp_path: Path) -> None:
     pairs: list[Assignment] = [("user", str(i), f"g{i % 7}") for i in range(100)]
     assert write_assignments(tmp_path, pairs) == write_assignments(tmp_path, reversed(pairs))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 300), unique=True, max_size=300), st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_place_is_found_however_keys_are_spread(keys: list[int], data: st.DataObject) -> None:
+    keys.sort()
+    key = data.draw(st.sampled_from(keys or [0]) | st.integers(0, 2**64 - 1))
+    assert _place(keys, key) == bisect_left(keys, key)
+
+
+def test_a_place_is_found_among_many_keys() -> None:
+    keys = np.sort(np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64))
+    wanted = np.concatenate([keys[::97], keys[::97] + np.uint64(1), [np.uint64(0), np.uint64(2**64 - 1)]])
+    places = [_place(keys.data, key) for key in wanted.tolist()]
+    np.testing.assert_array_equal(places, keys.searchsorted(wanted))
+
+
+def test_all_entries_come_back(tmp_path: Path) -> None:
+    count = 2**16 + 7
+    pairs: list[Assignment] = [("user", str(i), f"g{i % 7}") for i in range(count)]
+    table = Assignments.open(write_assignments(tmp_path, pairs))
+    assert dict(table.items()) == {entity_hash(kind, i): group for kind, i, group in pairs}
+    assert len(list(table.items())) == count
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

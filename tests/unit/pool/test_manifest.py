@@ -20,6 +20,7 @@ def make_manifest() -> Manifest:
         global_segments=[NAME],
         segments={NAME: SegmentInfo(num_documents=1, num_tokens=2, num_bytes=300, provenance="strict")},
         assignments=f"assignments-{NAME}.safetensors",
+        routers=[f"router-{NAME}.safetensors"],
     )
 
 
@@ -59,6 +60,8 @@ def test_a_corrupt_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     [
         pytest.param({"groups": {"g": ["../../../etc/passwd"]}}, id="a path for a name"),
         pytest.param({"assignments": "../assignments.safetensors"}, id="a path for assignments"),
+        pytest.param({"routers": [f"../router-{NAME}.safetensors"]}, id="a path for a router"),
+        pytest.param({"routers": [f"assignments-{NAME}.safetensors"]}, id="another file for a router"),
         pytest.param({"groups": {"g": ["f" * 32]}}, id="a segment that is not described"),
         pytest.param({"groups": {}, "global_segments": []}, id="a segment that is not used"),
         pytest.param({"tokenizer": {"name": "x", "fingerprint": "no", "vocab_size": 1}}, id="fingerprint"),

@@ -1,4 +1,4 @@
-"""Packages that `evaluate` needs and the rest of vllm-dare does not."""
+"""Packages that single commands need and the rest of vllm-dare does not."""
 
 import importlib
 from typing import Any

@@ -1,0 +1,270 @@
+"""Who liked what: an interaction table, read whole columns at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_dare.errors import DareError
+from vllm_dare.tables import column_names, pick_column, read_columns, row_place
+
+USER_NAMES = ("userid", "user")
+ITEM_NAMES = ("itemid", "item", "movieid", "movie", "productid")
+WEIGHT_NAMES = ("label", "pos", "click", "rating", "weight", "score", "count")
+TIME_NAMES = ("time", "timestamp", "date", "datetime", "unixtime")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an interaction table; None recognises them by name, in any case and with or without _.
+
+    Attributes:
+        user: user or userID.
+        item: item, itemID, movie, movieID or productID.
+        weight: label, pos, click, rating, weight, score or count; a table may have none.
+        time: time, timestamp, date, datetime or unixtime; a table may have none.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    weight: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The positive interactions, each (user, item) pair once, sorted by user and then item.
+
+    Attributes:
+        user_ids: of all users that have one, in the order in which they were met.
+        item_ids: of all items that have one.
+        users: int32[pairs], places in user_ids.
+        items: int32[pairs], places in item_ids.
+        times: float64[pairs], when the pair was first met; None if the table has no times.
+        num_rows: of the table.
+        num_negative: rows that are not positive.
+        num_repeated: positive rows whose pair was there already.
+        num_users_without: users with no positive interaction.
+    """
+
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    num_rows: int
+    num_negative: int
+    num_repeated: int
+    num_users_without: int
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    def matrix(self, num_users: int | None = None) -> Any:
+        """Users by items, a scipy CSR matrix of float32 ones.
+
+        Args:
+            num_users: rows; those beyond the users with interactions are empty.
+        """
+        from scipy.sparse import csr_matrix
+
+        rows = self.num_users if num_users is None else num_users
+        starts = np.searchsorted(self.users, np.arange(rows + 1)).astype(np.int32)
+        ones = np.ones(len(self.items), np.float32)
+        return csr_matrix((ones, self.items, starts), (rows, self.num_items))
+
+
+def read_positives(path: Path, columns: Columns, min_weight: float | None = None) -> Positives:
+    """Read an interaction table and keep what is positive.
+
+    A weight of 0 or 1 is a label: 1 is positive. Other weights need ``min_weight``. Without a weight column
+    every row is positive.
+
+    Args:
+        path: ``.csv``, ``.csv.gz`` or ``.parquet``; ids are whole numbers or text, 42 and "42" the same.
+        columns: see `Columns`.
+        min_weight: from which weight on a row is positive.
+
+    Raises:
+        DareError: the file cannot be read, a column is not there, a row has no id or no weight, or nothing is
+            positive.
+    """
+    names = column_names(path)
+    user = pick_column(path, names, "--user-column", columns.user, USER_NAMES)
+    item = pick_column(path, names, "--item-column", columns.item, ITEM_NAMES)
+    weight = _optional(path, names, "--weight-column", columns.weight, WEIGHT_NAMES)
+    time = _optional(path, names, "--time-column", columns.time, TIME_NAMES)
+    if weight is None and min_weight is not None:
+        raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
+    table = read_columns(path, [n for n in (user, item, weight, time) if n is not None], texts=[user, item])
+    num_rows = len(table[user])
+    if not num_rows:
+        raise DareError(f"{path} has no rows; give interactions of users with items.")
+    users, user_ids = read_ids(path, user, table[user])
+    items, item_ids = read_ids(path, item, table[item])
+    keep = np.ones(num_rows, bool)
+    if weight is not None:
+        keep = _is_positive(path, weight, table[weight], min_weight)
+    if not keep.any():
+        raise DareError(f"No interaction of {path} is positive; {_advice(weight, min_weight)}.")
+    times = None if time is None else _times(path, time, table[time])[keep]
+    pairs, times = _distinct(users[keep].astype(np.int64) * len(item_ids) + items[keep], times)
+    user_places, liking_ids = _only_used(pairs // len(item_ids), user_ids)
+    item_places, liked_ids = _only_used(pairs % len(item_ids), item_ids)
+    num_positive = int(keep.sum())
+    return Positives(
+        user_ids=liking_ids,
+        item_ids=liked_ids,
+        users=user_places,
+        items=item_places,
+        times=times,
+        num_rows=num_rows,
+        num_negative=num_rows - num_positive,
+        num_repeated=num_positive - len(pairs),
+        num_users_without=len(user_ids) - len(liking_ids),
+    )
+
+
+def read_ids(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]:
+    """A column of ids.
+
+    Args:
+        path, name: the file and the column, for messages.
+        column: a pyarrow array, as `read_columns` gives it.
+
+    Returns:
+        int32[rows], places in the list of distinct ids, which are in the order in which they are met.
+
+    Raises:
+        DareError: a row has no id, or ids are neither whole numbers nor text.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = _whole(path, name, column)
+    elif not (_is_text(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+        raise DareError(
+            f"The column {name!r} of {path} holds {column.type}, but an id is a whole number or "
+            "text; convert it."
+        )
+    encoded = column.dictionary_encode()
+    distinct = [str(value) for value in encoded.dictionary.to_pylist()]
+    missing = pc.is_null(column)
+    if "" in distinct:
+        missing = pc.or_(missing, pc.equal(column, ""))
+    row = pc.index(missing, True).as_py()
+    if row >= 0:
+        raise DareError(f"{row_place(path, row)} has no {name}; remove the row, or complete it.")
+    return np.asarray(encoded.indices, np.int32), distinct
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _whole(path: Path, name: str, column: Any) -> Any:
+    """Ids that a tool has made 42.0, as whole numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fine = pc.fill_null(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2**53)), True)
+    row = pc.index(fine, False).as_py()
+    if row >= 0:
+        raise DareError(
+            f"{row_place(path, row)} has the {name} {column[row].as_py()}, but an id is a whole number or "
+            "text; correct it."
+        )
+    return column.cast(pa.int64())
+
+
+def _optional(
+    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
+) -> str | None:
+    """Like `pick_column`, but a column that nobody asked for may be missing."""
+    if wanted is None and not {name.lower().replace("_", "") for name in names} & set(known):
+        return None
+    return pick_column(path, names, option, wanted, known)
+
+
+def _is_positive(path: Path, name: str, column: Any, min_weight: float | None) -> np.ndarray:
+    """bool[rows]"""
+    weights = _numbers(path, name, column)
+    if min_weight is not None:
+        return np.asarray(weights >= min_weight)
+    strange = np.flatnonzero((weights != 0) & (weights != 1))
+    if len(strange):
+        raise DareError(
+            f"{row_place(path, int(strange[0]))} has the {name} {weights[strange[0]]:g}, which is no label "
+            "of 0 or 1; say with --min-weight from which value on an interaction is positive, such as "
+            "--min-weight 4."
+        )
+    return np.asarray(weights == 1)
+
+
+def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
+    """float64[rows]"""
+    import pyarrow as pa
+
+    try:
+        numbers = np.asarray(column.cast(pa.float64()).fill_null(np.nan), np.float64)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DareError(f"The column {name!r} of {path} is not numbers ({reason}); correct it.") from None
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise DareError(
+            f"{row_place(path, int(bad[0]))} has no number as {name}; remove the row, or complete it."
+        )
+    return numbers
+
+
+def _times(path: Path, name: str, column: Any) -> np.ndarray:
+    """float64[rows], in the order of the column's values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    row = pc.index(pc.is_null(column), True).as_py()
+    if row >= 0:
+        raise DareError(f"{row_place(path, row)} has no {name}; remove the row, or complete it.")
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.timestamp("us")).cast(pa.int64())
+    if _is_text(column.type):
+        return np.asarray(pc.rank(column, tiebreaker="dense"), np.float64)
+    return _numbers(path, name, column)
+
+
+def _advice(weight: str | None, min_weight: float | None) -> str:
+    if min_weight is not None:
+        return f"no {weight} reaches --min-weight {min_weight:g}: lower it"
+    return f"every {weight} is 0: give what users liked, too"
+
+
+def _distinct(pairs: np.ndarray, times: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The distinct pairs, sorted, and when each was first met."""
+    if times is None:
+        return np.unique(pairs), None
+    order = np.lexsort((times, pairs))
+    pairs, times = pairs[order], times[order]
+    first = np.ones(len(pairs), bool)
+    first[1:] = pairs[1:] != pairs[:-1]
+    return pairs[first], times[first]
+
+
+def _only_used(places: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The ids that are used, in their order, and int32 places among them."""
+    used = np.zeros(len(ids), bool)
+    used[places] = True
+    new_place = np.cumsum(used, dtype=np.int32) - 1
+    return new_place[places], [ids[place] for place in np.flatnonzero(used)]
