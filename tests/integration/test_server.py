@@ -248,3 +248,28 @@ def test_sixteen_clients_at_once(client: Any, demo_prompts: list[dict[str, Any]]
         together = list(threads.map(ask, range(32)))
     assert together[::2] == alone
     assert all(together)
+
+
+def test_metrics_agree_with_vllms_own(client: Any, address: str, demo_prompts: list[dict[str, Any]]) -> None:
+    rows = demo_prompts[:12]
+    keys = [keys_of(row, number) | (RELAXED if number % 3 == 0 else {}) for number, row in enumerate(rows)]
+    before = metrics(address)
+    with ThreadPoolExecutor(len(rows)) as clients:
+        pairs = zip(rows, keys, strict=True)
+        answers = list(clients.map(lambda pair: complete(client, pair[0]["prompt"], pair[1]), pairs))
+    after = metrics(address)
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    for ours, vllms in (
+        ("drafts_total", "num_drafts_total"),
+        ("draft_tokens_total", "num_draft_tokens_total"),
+        ("group_draft_tokens_total", "num_draft_tokens_total"),
+        ("accepted_tokens_total", "num_accepted_tokens_total"),
+        ("accepted_tokens_per_position_total", "num_accepted_tokens_per_pos_total"),
+        ("group_accepted_tokens_total", "num_accepted_tokens_total"),
+    ):
+        assert grown[f"vllm_dare_{ours}"] == grown[f"vllm:spec_decode_{vllms}"] > 0, ours
+    relaxed = [answer.metrics["speculative_decoding"].get("dare") for answer in answers]
+    assert grown["vllm_dare_relaxed_tokens_total"] == sum(one["relaxed"] for one in relaxed if one) > 0
+    assert grown["vllm_dare_errors_total"] == 0
+    assert grown["vllm_dare_look_up_seconds_count"] > 0
+    assert after["vllm_dare_pool_tokens"] > 10_000
