@@ -42,6 +42,22 @@ class DraftMetrics:
     def __init__(self, file: MetricsFile) -> None:
         self._file = file
         self._sent: _Sent | None = None
+        self._histograms = tuple(
+            part
+            for name in ("look_up_seconds", "chain_tokens", "match_tokens")
+            for part in (file.numbers(name), file.bounds(name))
+        )
+        self._drafts = file.numbers("drafts")
+        self._counters = tuple(
+            file.numbers(name)
+            for name in (
+                "draft_tokens",
+                "accepted_tokens",
+                "accepted_tokens_per_position",
+                "group_draft_tokens",
+                "group_accepted_tokens",
+            )
+        )
 
     def sent(
         self,
@@ -59,12 +75,8 @@ class DraftMetrics:
             drafts: what was found; lengths: int64[requests], how much of each chain goes out.
             look_up_seconds: how long the look-up took.
         """
-        file = self._file
-        file.observe("look_up_seconds", look_up_seconds)
-        file.observe("chain_tokens", lengths)
-        some = lengths > 0
-        file.observe("match_tokens", drafts.matches[some, 0])
-        slots = np.array([file.group_slot(group) for group in groups], np.int64)
+        _observe_sent(look_up_seconds, lengths, drafts.matches, *self._histograms)
+        slots = np.array([self._file.group_slot(group) for group in groups], np.int64)
         chains = {id(request): chain for chain, request in enumerate(requests)}
         self._sent = _Sent(requests, chains, lengths.copy(), drafts.origins.copy(), slots)
 
@@ -90,20 +102,29 @@ class DraftMetrics:
         if sent is None:
             return
         chains = np.array([sent.chains.get(id(request), -1) for request in requests], np.int64)
-        numbers = self._file.numbers
-        numbers("drafts")[0] += _count(
-            chains,
-            scheduled,
-            written,
-            sent.lengths,
-            sent.origins,
-            sent.slots,
-            numbers("draft_tokens"),
-            numbers("accepted_tokens"),
-            numbers("accepted_tokens_per_position"),
-            numbers("group_draft_tokens"),
-            numbers("group_accepted_tokens"),
+        self._drafts[0] += _count(
+            chains, scheduled, written, sent.lengths, sent.origins, sent.slots, *self._counters
         )
+
+
+@njit(cache=CACHE, nogil=True)
+def _observe_sent(  # type: ignore[no-untyped-def]
+    seconds, lengths, matches, second_numbers, second_bounds, chain_numbers, chain_bounds, match_numbers,
+    match_bounds,
+):  # fmt: skip
+    """Add a look-up, the lengths of the chains and of what their first tokens were found after."""
+    _observe(second_numbers, second_bounds, seconds)
+    for i in range(lengths.size):
+        _observe(chain_numbers, chain_bounds, lengths[i])
+        if lengths[i] > 0:
+            _observe(match_numbers, match_bounds, matches[i, 0])
+
+
+@njit(cache=CACHE, nogil=True)
+def _observe(numbers, bounds, value):  # type: ignore[no-untyped-def]
+    """Add a value to a histogram: its buckets and, as the last number, its sum."""
+    numbers[np.searchsorted(bounds, value)] += 1
+    numbers[-1] += value
 
 
 @njit(cache=CACHE, nogil=True)
@@ -131,7 +152,8 @@ def _count(  # type: ignore[no-untyped-def]
 
 
 def compile_metrics() -> None:
-    """Compile the kernel, or load it from numba's cache, before the first request waits for it."""
+    """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
     one = np.ones(1, np.int64)
-    numbers = [np.zeros(4) for _ in range(5)]
-    _count(0 * one, 2 * one, one, one, np.zeros((1, 1), np.int8), 0 * one, *numbers)
+    numbers = [np.zeros(4) for _ in range(6)]
+    _count(0 * one, 2 * one, one, one, np.zeros((1, 1), np.int8), 0 * one, *numbers[:5])
+    _observe_sent(1e-5, one, np.ones((1, 1), np.int16), *numbers)

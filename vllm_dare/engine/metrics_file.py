@@ -171,13 +171,11 @@ class MetricsFile:
         """Set a gauge, or a counter that is kept elsewhere."""
         self.numbers(name)[0] = value
 
-    def observe(self, name: str, values: npt.ArrayLike) -> None:
-        """Add values to a histogram."""
-        numbers, found = self.numbers(name), np.atleast_1d(np.asarray(values, np.float64))
-        bounds = _BY_NAME[name].bounds
-        buckets = np.searchsorted(bounds, found, side="left")
-        numbers[:-1] += np.bincount(buckets, minlength=len(bounds) + 1)
-        numbers[-1] += found.sum()
+    def bounds(self, name: str) -> npt.NDArray[np.float64]:
+        """The upper bounds of a histogram's buckets but for the last; its numbers are the buckets, each with
+        the values up to its bound that are in none before, and the values' sum.
+        """
+        return np.array(_BY_NAME[name].bounds)
 
     def group_slot(self, group: str | None) -> int:
         """Which number of a metric by group is a group's; the first ones to come get their own."""

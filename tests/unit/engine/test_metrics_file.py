@@ -6,7 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllm_dare.drafting.drafter import Drafts
 from vllm_dare.engine import metrics_endpoint, metrics_file
+from vllm_dare.engine.draft_metrics import DraftMetrics
 from vllm_dare.engine.metrics_file import MAX_GROUPS, METRICS, MetricsFile
 
 
@@ -50,9 +52,10 @@ def test_a_histogram_is_that_of_its_values(directory: Path) -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.exponential(1e-3, 200), [1e-5, 0.1, 5.0]])  # on bounds, and beyond the last
     file = MetricsFile.create(directory, 0)
-    for part in np.split(values, [1, 50]):
-        file.observe("look_up_seconds", part)
-    file.observe("look_up_seconds", [])
+    metrics, drafts = DraftMetrics(file), Drafts.empty(1, 1)
+    drafts.matches[:] = 3
+    for seconds in values:
+        metrics.sent([None], [None], drafts, np.zeros(1, np.int64), float(seconds))
     for bound in (1e-05, 0.001, 0.1):
         assert value("look_up_seconds_bucket", le=str(bound)) == (values <= bound).sum()
     assert value("look_up_seconds_bucket", le="+Inf") == value("look_up_seconds_count") == len(values)
