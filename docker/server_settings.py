@@ -1,4 +1,4 @@
-"""Checks the environment variables of `entrypoint.sh` and prints the value of vLLM's `--additional-config`."""
+"""Checks the environment variables of `entrypoint.sh` and prints the server's `--additional-config`."""
 
 import json
 import os
@@ -64,8 +64,8 @@ def _check_pool(directory: Path, *, learns: bool) -> None:
         )
     if learns and not os.access(directory, os.W_OK):
         raise ConfigError(
-            f"LIVE needs a POOL directory that user {os.getuid()} may write into, and {directory} is not one: "
-            "mount it writable, or leave LIVE out."
+            f"LIVE needs a POOL directory that user {os.getuid()} may write into, and {directory} is not "
+            "one: mount it writable, or leave LIVE out."
         )
 
 
