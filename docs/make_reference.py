@@ -1,8 +1,8 @@
 """Writes the reference pages from the code: `python docs/make_reference.py`.
 
-Settings come from the pydantic models, commands from the typer application, metrics and patches from their tables.
-What the models do not say in a sentence of their own is in `MEANINGS`; a setting without a meaning, or a meaning
-without a setting, is an error.
+Settings come from the pydantic models, commands from the typer application, metrics and patches from their
+tables. What the models do not say in a sentence of their own is in `MEANINGS`; a setting without a meaning,
+or a meaning without a setting, is an error.
 """
 
 import inspect
@@ -55,7 +55,10 @@ MEANINGS = {
     "limits.max_relaxed_in_row": "the largest `dare_max_relaxed_in_row`",
 }
 GROUP_KEYS = {
-    "dare_group": ("text or number", "the group whose text drafts; an unknown one drafts from the whole pool"),
+    "dare_group": (
+        "text or number",
+        "the group whose text drafts; an unknown one drafts from the whole pool",
+    ),
     "dare_user": ("text or number", "a user whose group the pool's assignments know"),
     "dare_item": ("text or number", "an item whose group they know"),
     "dare_history": ("list of ids", "items that the user dealt with: the pool's router finds the group"),
@@ -213,7 +216,9 @@ def _parameters(function: Any) -> str:
         is_option = isinstance(info, OptionInfo)
         # In an annotation, typer reads the first name as the default, and sorts that out later.
         names = [part for part in (info.default, *(info.param_decls or ())) if str(part).startswith("--")]
-        shown = ", ".join(names or [f"--{name.replace('_', '-')}"]) if is_option else info.metavar or name.upper()
+        shown = (
+            ", ".join(names or [f"--{name.replace('_', '-')}"]) if is_option else info.metavar or name.upper()
+        )
         values = _parameter_values(kind, info, is_option)
         rows.append((f"`{shown}`", values, _parameter_default(parameter.default, kind, info), info.help))
     return _table(("option", "values", "default", "meaning"), rows)
@@ -255,9 +260,9 @@ def metrics_page() -> str:
     return "\n".join(
         [
             NOTE + "# Metrics\n",
-            "The server's `/metrics` shows these beside vLLM's own; each has the label `engine` as vLLM's have "
-            "(the number of the data-parallel engine). Counters begin at zero with the engine. What they mean "
-            "for you, and which alerts and panels there are, is under [Operations](../operations.md).\n",
+            "The server's `/metrics` shows these beside vLLM's own; each has the label `engine`, as vLLM's "
+            "have (the number of the data-parallel engine). Counters begin at zero with the engine. Which "
+            "alerts and panels there are is under [Operations](../operations.md).\n",
             _table(("name", "type", "further label", "what it counts"), rows),
             "A histogram `X` is there as `X_bucket`, `X_sum` and `X_count`. Upper bounds of the buckets: "
             + "; ".join(
