@@ -43,8 +43,8 @@ def commands() -> Iterator[Shown]:
     for page in PAGES:
         for block in FENCE.findall(page.read_text()):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["vllm-dare"]:
+                if line.startswith("vllm-dare "):
+                    words = shlex.split(line, comments=True)
                     yield Shown(str(page.relative_to(ROOT)), tuple(words[1:]))
 
 
