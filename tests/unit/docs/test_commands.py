@@ -22,7 +22,7 @@ FENCE = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = (
     "pool build examples/demo/documents.jsonl --tokenizer examples/demo/model --output out/tour/pool",
     "pool info out/tour/pool",
-    "replay examples/demo/documents.jsonl --order --tokenizer examples/demo/model --limit 100",
+    "replay examples/demo/documents.jsonl --order --tokenizer examples/demo/model --limit 30",
     "group users examples/frameworks/interactions.csv --min-weight 4 --method als --output out/tour/groups",
     "group explain out/tour/groups --history horror-02,horror-05",
 )
