@@ -1,6 +1,8 @@
 """CSV and Parquet tables, whole columns at a time."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def column_names(path: Path) -> list[str]:
     def read() -> list[str]:
         if path.name.lower().endswith(".parquet"):
             return list(pq.read_schema(path).names)
-        with csv.open_csv(path) as reader:
+        with csv.open_csv(path, parse_options=_csv_rules()) as reader:
             return list(reader.schema.names)
 
     return list(_reading(path, read))
@@ -48,7 +50,7 @@ def read_columns(path: Path, names: Sequence[str], texts: Sequence[str] = ()) ->
         convert = csv.ConvertOptions(
             include_columns=list(names), column_types=dict.fromkeys(texts, pa.string())
         )
-        return csv.read_csv(path, convert_options=convert)
+        return csv.read_csv(path, parse_options=_csv_rules(), convert_options=convert)
 
     table = _reading(path, read)
     return {name: table[name].combine_chunks() for name in names}
@@ -78,6 +80,17 @@ def pick_column(
     raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
 
 
+def split_values(cell: Any) -> list[str]:
+    """The values in one cell: a list, a JSON list, or texts separated by ``|``; empty ones are left out."""
+    if cell is None:
+        return []
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        with suppress(ValueError):  # a name that begins with a bracket
+            cell = json.loads(cell)
+    parts = cell if isinstance(cell, list) else str(cell).split("|")
+    return [str(part).strip() for part in parts if part is not None and str(part).strip()]
+
+
 def row_place(path: Path, row: int) -> str:
     """Where a row stands, for messages: the line of a CSV file, the number of a Parquet row.
 
@@ -100,3 +113,9 @@ def _reading(path: Path, read: Any) -> Any:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DareError(f"Cannot read {path} ({reason}); check that the file is complete.") from None
+
+
+def _csv_rules() -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(newlines_in_values=True)  # titles and descriptions may have several lines

@@ -73,7 +73,8 @@ def test_a_completion_with_a_group_uses_the_pool_and_changes_nothing(
 def test_a_user_and_an_item_are_accepted_as_keys(client: Any, demo_prompts: list[dict[str, Any]]) -> None:
     row = demo_prompts[1]
     expected = text_of(client, row["prompt"])
-    for xargs in (request_args(user=row["user"]), request_args(item="i1"), request_args(user=7)):
+    new = request_args(user="new", history=[1, "i2"], attributes={"genre": ["Horror", "War"], "age": 25})
+    for xargs in (request_args(user=row["user"]), request_args(item="i1"), request_args(user=7), new):
         assert text_of(client, row["prompt"], xargs) == expected
 
 
@@ -131,6 +132,8 @@ def test_a_relaxed_request_may_change_its_own_text_only(
         ({"dare_min_prob": 1.5}, "dare_min_prob"),
         ({"dare_verification": "sloppy"}, "dare_verification"),
         ({"dare_user": ["u1"]}, "dare_user"),
+        ({"dare_history": "u1,u2"}, "dare_history"),
+        ({"dare_attributes": ["Horror"]}, "dare_attributes"),
         ({"dare_group": ""}, "dare_group"),
     ],
     ids=str,
@@ -245,3 +248,28 @@ def test_sixteen_clients_at_once(client: Any, demo_prompts: list[dict[str, Any]]
         together = list(threads.map(ask, range(32)))
     assert together[::2] == alone
     assert all(together)
+
+
+def test_metrics_agree_with_vllms_own(client: Any, address: str, demo_prompts: list[dict[str, Any]]) -> None:
+    rows = demo_prompts[:12]
+    keys = [keys_of(row, number) | (RELAXED if number % 3 == 0 else {}) for number, row in enumerate(rows)]
+    before = metrics(address)
+    with ThreadPoolExecutor(len(rows)) as clients:
+        pairs = zip(rows, keys, strict=True)
+        answers = list(clients.map(lambda pair: complete(client, pair[0]["prompt"], pair[1]), pairs))
+    after = metrics(address)
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    for ours, vllms in (
+        ("drafts_total", "num_drafts_total"),
+        ("draft_tokens_total", "num_draft_tokens_total"),
+        ("group_draft_tokens_total", "num_draft_tokens_total"),
+        ("accepted_tokens_total", "num_accepted_tokens_total"),
+        ("accepted_tokens_per_position_total", "num_accepted_tokens_per_pos_total"),
+        ("group_accepted_tokens_total", "num_accepted_tokens_total"),
+    ):
+        assert grown[f"vllm_dare_{ours}"] == grown[f"vllm:spec_decode_{vllms}"] > 0, ours
+    relaxed = [answer.metrics["speculative_decoding"].get("dare") for answer in answers]
+    assert grown["vllm_dare_relaxed_tokens_total"] == sum(one["relaxed"] for one in relaxed if one) > 0
+    assert grown["vllm_dare_errors_total"] == 0
+    assert grown["vllm_dare_look_up_seconds_count"] > 0
+    assert after["vllm_dare_pool_tokens"] > 10_000

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
@@ -39,7 +40,17 @@ def test_attributes_come_as_a_dictionary_or_as_texts() -> None:
 
 
 def test_request_args_are_what_the_server_takes() -> None:
-    """vLLM's `vllm_xargs` are texts, numbers and lists of these."""
+    """vLLM's `vllm_xargs` are texts, numbers and lists of these; no dictionaries."""
+    protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
+    args = request_args(history=[1, "b"], attributes={"genre": ["Comedy", "War"], "age": 25})
+    request = protocol.CompletionRequest.model_validate({"prompt": "a", "vllm_xargs": args})
+    assert request.vllm_xargs == args
+    with pytest.raises(ValidationError):
+        dictionary = {"dare_attributes": {"age": 25}}
+        protocol.CompletionRequest.model_validate({"prompt": "a", "vllm_xargs": dictionary})
+
+
+def test_request_args_are_read_as_they_were_meant() -> None:
     args = request_args(history=(1, "b"), attributes={"genre": ["Comedy", "War"], "age": 25})
     assert args == {"dare_history": [1, "b"], "dare_attributes": ["genre=Comedy", "genre=War", "age=25"]}
     query = RequestOptions.parse(args, DareConfig()).query

@@ -12,10 +12,12 @@ from vllm_dare.cli.evaluate import evaluate
 from vllm_dare.cli.generate import generate
 from vllm_dare.cli.group import app as group_app
 from vllm_dare.cli.pool import app as pool_app
+from vllm_dare.cli.prompts import prompts
 from vllm_dare.cli.replay import replay
 from vllm_dare.errors import DareError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.command()(prompts)
 app.command()(generate)
 app.command()(replay)
 app.command()(bench)

@@ -168,6 +168,12 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
         typer.echo(f"{report.num_duplicates:,} documents gave way to a later one with the same id.")
     if report.num_empty:
         typer.echo(f"{report.num_empty:,} documents without any text were left out.")
+    if report.num_ambiguous:
+        typer.echo(
+            f"{report.num_ambiguous:,} documents are in no group, because their id is both a user's and an "
+            "item's: give them a group, or build one pool of users and one of items, each with its own "
+            "--assignments, and join them with `pool merge`."
+        )
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
 
@@ -177,6 +183,12 @@ def _contents(summary: "PoolSummary") -> str:
         f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {summary.num_groups:,} groups, "
         f"{summary.num_bytes / 1e6:,.1f} MB"
     )
+
+
+def _groups(summary: "PoolSummary") -> str:
+    if summary.num_groups == 0 or summary.groups_draft:
+        return f"{summary.num_groups:,}"
+    return f"{summary.num_groups:,} (in this pool, everybody's text drafts as well without asking them)"
 
 
 def _print_info(directory: Path, summary: "PoolSummary") -> None:
@@ -192,7 +204,7 @@ def _print_info(directory: Path, summary: "PoolSummary") -> None:
         ("provenance", ", ".join(summary.provenance)),
         ("documents", f"{summary.num_documents:,}"),
         ("tokens", f"{summary.num_tokens:,}"),
-        ("groups", f"{summary.num_groups:,}"),
+        ("groups", _groups(summary)),
         ("segments", f"{summary.num_segments:,}"),
         ("size", f"{summary.num_bytes / 1e6:,.1f} MB"),
         ("global segment", "yes" if summary.has_global_segment else "no"),

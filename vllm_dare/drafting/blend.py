@@ -60,6 +60,21 @@ class Blend:
         curve = np.interp(np.linspace(0, 1, CURVE_POINTS), _TYPICAL_SCORES, _TYPICAL_CURVE)
         return cls(np.clip(table.reshape(-1), 1e-4, 1 - 1e-4), curve)
 
+    @property
+    def asks_groups(self) -> bool:
+        """Whether the text of a request's group drafts apart from the global text, which has it too."""
+        return bool(self._by_kind(self.trust)[GROUP].any())
+
+    def without_groups(self) -> "Blend":
+        """The same, but groups are given no trust: they are not asked where there is global text."""
+        trust = self.trust.copy()
+        self._by_kind(trust)[GROUP] = 0.0
+        return Blend(trust, self.curve)
+
+    @staticmethod
+    def _by_kind(trust: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return trust.reshape(NUM_KINDS, -1)
+
     def numbers(self) -> npt.NDArray[np.float64]:
         """float64[any], trust and curve as the kernels take them."""
         return np.concatenate([self.trust, self.curve])

@@ -24,7 +24,7 @@ WORTH_CACHING = 8
 _RECORD_BYTES = 128
 # A record for so many tokens of the pool, between these numbers, which are powers of two: 16 to 128 MB. In a
 # larger pool more contexts have many places, and a search that misses the cache takes longer.
-_TOKENS_PER_RECORD = 256
+_TOKENS_PER_RECORD = 128
 _FEWEST_RECORDS, _MOST_RECORDS = 1 << 17, 1 << 20
 _CACHE_LINE = 64
 _HEADER_BYTES = 64  # before the records; its first word is one less than their number

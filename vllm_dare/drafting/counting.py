@@ -30,6 +30,7 @@ from vllm_dare.pool.kernels import (
     TOKENS,
     int32_array,
     kernel,
+    prefetch,
     token_at,
 )
 
@@ -74,9 +75,14 @@ def _fill_record(row, lo, hi, length, record):  # type: ignore[no-untyped-def]
     tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
     suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
     following, counts = tokens_of(record)
+    looks = min(hi - lo, SAMPLES)
+    # First where they stand, then what they are: the reads that miss the processor's caches go side by side.
+    for i in range(looks):
+        following[i] = suffixes[sampled(lo, hi - lo, i)]
+        prefetch(row[TOKENS] + 4 * (following[i] + length))
     number = 0
-    for i in range(min(hi - lo, SAMPLES)):
-        token = token_at(tokens, suffixes[sampled(lo, hi - lo, i)] + length)
+    for i in range(looks):
+        token = token_at(tokens, following[i] + length)
         if number > 0 and following[number - 1] == token:  # the range is sorted by what follows
             counts[number - 1] += 1
         else:

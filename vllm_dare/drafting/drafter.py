@@ -188,7 +188,9 @@ class Drafter:
         self.pool = pool
         self.max_drafts = max_drafts
         self.vocab_size = vocab_size
-        self._numbers = (pool.blend if pool is not None else Blend.default()).numbers()
+        blend = pool.blend if pool is not None else Blend.default()
+        self._numbers = blend.numbers()
+        self._asks_groups = blend.asks_groups
         self._live = live
         self._live_version = 0
         self._cache = make_cache(pool.num_tokens if pool is not None else 0)
@@ -203,13 +205,16 @@ class Drafter:
         self._sources: dict[str | None, Sources] = {}
 
     def sources(self, group: str | None) -> Sources:
-        """The sources for a group; for an unknown group or None, the global segments alone.
+        """The sources for a group; for an unknown group or None, the global segments alone, as for all where
+        the pool's fit has found that groups do not help (`Blend.asks_groups`).
 
         Raises:
             PoolError: a segment file has gone or is damaged.
         """
         if self.pool is None:
             return Sources.of()
+        if not self._asks_groups:
+            group = None
         learned: tuple[tuple[Segment | LiveRun, ...], ...] = ((), ())
         if self._live is not None:
             if self._live_version != self._live.version:

@@ -7,7 +7,7 @@ blended score, by counting.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from vllm_dare.drafting.blend import CURVE_POINTS, NUM_TRUST, Blend
+from vllm_dare.drafting.blend import CURVE_POINTS, GLOBAL, NUM_TRUST, Blend
 from vllm_dare.drafting.cache import make_cache
 from vllm_dare.drafting.chain import NUM_CONTEXTS, draft_chain
-from vllm_dare.drafting.counting import SKIP_FROM, SKIP_TO
+from vllm_dare.drafting.counting import KIND, SKIP_FROM, SKIP_TO
 from vllm_dare.drafting.drafter import Sources
 from vllm_dare.drafting.scratch import workspace_size
 from vllm_dare.pool.kernels import CACHE, array_at, find, int32_array
@@ -30,6 +30,8 @@ _MAX_DOCUMENTS = 400
 # Of a long document so many first tokens are predicted.
 _MAX_TOKENS = 1024
 _ROUNDS = 30
+# Steps are counted as with drafts of this length.
+_CHAIN = 16
 # The table and the curve that are there without a fit count as much as this many predictions an entry.
 _PRIOR = 3.0
 _CURVE_PRIOR = 10.0
@@ -53,30 +55,75 @@ class _Held:
 def fit_blend(pool: RetrievalPool, max_documents: int = _MAX_DOCUMENTS) -> Blend | None:
     """Fit on at most so many documents, evenly spaced; some seconds, whatever the size of the pool.
 
+    A pool with groups and global text is fitted with its groups, and as if it had none, and documents of the
+    groups are replayed with both: groups are asked only if that spares target-model steps.
+
     Returns:
         The blend; None for a pool of fewer than two documents. The same pool always gives the same.
     """
-    documents = list(_held_out(pool, max_documents))
-    if len(documents) < 2:
-        return None
-    default = Blend.default()
     cache = make_cache(pool.num_tokens)
+    grouped = list(_held_out(pool, _group_segments(pool), max_documents))
+    overall = list(_held_out(pool, [(None, name) for name in pool.manifest.global_segments], max_documents))
+    if len(grouped) < 2 or len(overall) < 2:
+        documents = max(grouped, overall, key=len)
+        return _fit(documents, cache, pool) if len(documents) > 1 else None
+    without, blend = _fit(overall, cache, pool).without_groups(), _fit(grouped, cache, pool)
+    alone = [_without_group(document, pool.global_segments()) for document in grouped]
+    helps = _spares(_steps(grouped, cache, blend, pool), _steps(alone, cache, without, pool))
+    return blend if helps else without
+
+
+def _group_segments(pool: RetrievalPool) -> list[tuple[str | None, str]]:
+    return [(group, name) for group, names in pool.manifest.groups.items() for name in names]
+
+
+def _fit(documents: Sequence[_Held], cache: npt.NDArray[np.int64], pool: RetrievalPool) -> Blend:
+    default, vocab_size = Blend.default(), pool.tokenizer.vocab_size
     traces = [_trace(document, cache, default) for document in documents]
     places = np.concatenate([places for places, _ in traces])
     shares = np.concatenate([shares for _, shares in traces])
-    trust = _estimate_trust(places, shares, default.trust, pool.tokenizer.vocab_size)
+    trust = _estimate_trust(places, shares, default.trust, vocab_size)
     as_they_are = Blend(trust, np.linspace(0.0, 1.0, CURVE_POINTS))  # a curve that leaves scores alone
-    guesses = [_guess(document, cache, as_they_are, pool.tokenizer.vocab_size) for document in documents]
-    scores = np.concatenate([scores for scores, _ in guesses])
-    right = np.concatenate([right for _, right in guesses])
+    guesses = [_guess(document, cache, as_they_are, vocab_size) for document in documents]
+    scores = np.concatenate([scores[known] for scores, known, _ in guesses])
+    right = np.concatenate([right[known] for _, known, right in guesses])
     return Blend(trust, _estimate_curve(scores, right, default.curve))
 
 
-def _held_out(pool: RetrievalPool, max_documents: int) -> Iterator[_Held]:
-    """Documents of the groups, or where there are none, of the global segments."""
-    segments = [(group, name) for group, names in pool.manifest.groups.items() for name in names]
-    if not segments:
-        segments = [(None, name) for name in pool.manifest.global_segments]  # type: ignore[misc]
+def _without_group(document: _Held, overall: tuple[Segment, ...]) -> _Held:
+    table = document.table[document.table[:, KIND] == GLOBAL]
+    return _Held(document.tokens, Sources.of(overall=overall), np.ascontiguousarray(table))
+
+
+def _spares(steps: npt.NDArray[np.int64], steps_without: npt.NDArray[np.int64]) -> bool:
+    """Whether something spares steps, by more than the standard error over documents."""
+    spared = steps_without - steps
+    return bool(spared.mean() > spared.std() / np.sqrt(len(spared)))
+
+
+def _steps(
+    documents: Sequence[_Held], cache: npt.NDArray[np.int64], blend: Blend, pool: RetrievalPool
+) -> npt.NDArray[np.int64]:
+    """int64[documents], the target-model steps that each takes with drafts of `_CHAIN` tokens."""
+    guesses = [_guess(document, cache, blend, pool.tokenizer.vocab_size) for document in documents]
+    return np.array([_steps_of(right) for _, _, right in guesses])
+
+
+def _steps_of(right: npt.NDArray[np.bool_]) -> int:
+    """The steps of a text, by where the leading token is right."""
+    wrong = np.append(np.flatnonzero(~right), len(right))
+    steps = place = 0
+    while place < len(right):
+        accepted = int(wrong[np.searchsorted(wrong, place)]) - place
+        place += min(accepted, _CHAIN) + 1
+        steps += 1
+    return steps
+
+
+def _held_out(
+    pool: RetrievalPool, segments: Sequence[tuple[str | None, str]], max_documents: int
+) -> Iterator[_Held]:
+    """Documents of these segments, each with the group that it is to be predicted with."""
     ends = list(accumulate(pool.manifest.segments[name].num_documents for _, name in segments))
     if not ends or ends[-1] < 2:
         return
@@ -180,15 +227,14 @@ def _trace(
 
 def _guess(
     document: _Held, cache: npt.NDArray[np.int64], blend: Blend, vocab_size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The score of the leading token at each position where there is one, and whether it is right."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """For each token but the first: the leading token's score, whether there is one, and if it is right."""
     guessed, scores = _run(document, cache, blend, vocab_size, np.zeros((0, 2)), 1)
     # A document's end is guessed as the token beyond the vocabulary.
     actual = np.where(document.tokens[:_MAX_TOKENS] == SEPARATOR, vocab_size, document.tokens[:_MAX_TOKENS])[
         1:
     ]
-    known = guessed[:, 0] >= 0
-    return scores[known, 0], (guessed[:, 0] == actual)[known]
+    return scores[:, 0], guessed[:, 0] >= 0, guessed[:, 0] == actual
 
 
 def _estimate_trust(

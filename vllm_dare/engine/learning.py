@@ -106,6 +106,11 @@ class Learner:
         """
         return {"known": self._store.num_known, "relaxed": self._num_relaxed, "failure": self._failure}
 
+    @property
+    def num_evicted(self) -> int:
+        """How many tokens have given way to newer ones."""
+        return self._store.num_evicted
+
     def _document(self, written: Written) -> LiveDocument | None:
         if written.relaxed and not self._config.learn_relaxed:
             self._num_relaxed += 1

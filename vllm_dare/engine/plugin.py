@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,12 +101,36 @@ def _check_configuration(original: Any) -> Any:
         if check_engine_config(vllm_config):
             REQUEST_CHECK.apply()
             HTTP_REQUEST_CHECK.apply()
+            _show_metrics()
             if request_meters.prepare(vllm_config):
                 METERS_FRONT_END.apply()
                 METERS_IN_ANSWERS.apply()
         return vllm_config
 
     return create_engine_config
+
+
+def _show_metrics() -> None:
+    """Have `/metrics` show our numbers, whichever registry it is answered from."""
+    from prometheus_client import REGISTRY
+
+    from vllm_dare.engine import metrics_endpoint
+
+    metrics_endpoint.prepare_directory()
+    metrics_endpoint.register(REGISTRY)
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        METRICS_REGISTRY.apply()
+
+
+def _register_metrics(original: Any) -> Any:
+    def get_prometheus_registry() -> Any:
+        from vllm_dare.engine import metrics_endpoint
+
+        registry = original()
+        metrics_endpoint.register(registry)
+        return registry
+
+    return get_prometheus_registry
 
 
 def _check_request(original: Any) -> Any:
@@ -276,6 +301,18 @@ HTTP_REQUEST_CHECK = Patch(
     until="As the request check.",
     wrap=_check_http_request,
 )
+METRICS_REGISTRY = Patch(
+    name="metrics of several API servers",
+    module="vllm.entrypoints.serve.instrumentator.metrics",
+    qualname="get_prometheus_registry",
+    parameters=(),
+    why=(
+        "Several API servers answer `/metrics` from a registry of their own making, which knows of vLLM's "
+        "metrics alone."
+    ),
+    until="vLLM lets plugins add collectors to it.",
+    wrap=_register_metrics,
+)
 METERS_FRONT_END = Patch(
     name="request meters, front end",
     module="vllm.v1.engine.output_processor",
@@ -400,6 +437,7 @@ def ledger() -> tuple[Patch, ...]:
         CONFIGURATION_CHECK,
         REQUEST_CHECK,
         HTTP_REQUEST_CHECK,
+        METRICS_REGISTRY,
         METERS_FRONT_END,
         METERS_IN_ANSWERS,
         *_worker_patches(),

@@ -16,8 +16,10 @@ from vllm.logger import init_logger
 from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import kind_of
 from vllm_dare.drafting.drafter import Batch, Drafter, Memory, Sources
-from vllm_dare.engine import plugin, request_meters
+from vllm_dare.engine import metrics_endpoint, plugin, request_meters
+from vllm_dare.engine.draft_metrics import DraftMetrics, compile_metrics
 from vllm_dare.engine.learning import Learner, Written
+from vllm_dare.engine.metrics_file import MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
@@ -111,6 +113,8 @@ class DareProposer:
         self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
         self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
+        self._metrics_file: MetricsFile | None = None
+        self._metrics: DraftMetrics | None = None
         self._runner: Any = None
         self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
@@ -122,6 +126,7 @@ class DareProposer:
         self.drafter.compile()
         if self._pacing is not None:
             compile_pacing()
+        compile_metrics()
 
     def bind(self, runner: Any) -> None:
         """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
@@ -130,6 +135,8 @@ class DareProposer:
         self._runner = runner
         # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
         self._drafts_here = get_tp_group().rank_in_group == 0
+        if self._drafts_here:
+            self._start_metrics(runner.parallel_config.data_parallel_index)
         if self._learner is not None and self._drafts_here:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
@@ -145,6 +152,26 @@ class DareProposer:
                 self._learn(list(self._states.values()))
                 self._states.clear()
             self._learner.close()
+        if self._metrics_file is not None:
+            self._metrics_file.remove()
+
+    def _start_metrics(self, engine: int) -> None:
+        directory = metrics_endpoint.directory()
+        if directory is None:
+            return
+        try:
+            file = MetricsFile.create(directory, engine)
+        except OSError as error:
+            logger.warning("DARE: no metrics, as %s cannot be written (%s).", directory, error.strerror)
+            return
+        self._metrics_file, self._metrics = file, DraftMetrics(file)
+        pool = self.drafter.pool
+        if pool is not None:
+            file.set("pool_tokens", pool.num_tokens)
+            file.set("pool_segments", len(pool.manifest.segments))
+            file.set("pool_bytes", pool.num_bytes)
+            file.set("pool_groups", len(pool.groups))
+            file.set("pool_created_timestamp_seconds", pool.manifest.created_at.timestamp())
 
     def _log_meters(self) -> None:
         sampler = getattr(self._runner, "rejection_sampler", None)
@@ -202,7 +229,7 @@ class DareProposer:
             try:
                 return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             except Exception as error:  # a failed look-up must cost speed, never a request
-                self._count_error(error)
+                self._count_error("draft", error)
         return [[] for _ in sampled_token_ids]
 
     def _propose(
@@ -221,36 +248,43 @@ class DareProposer:
         batch = self._batch
         if batch is None or batch.rows != rows or batch.states != states:
             batch = self._batch = _Batch.of(rows, states, self.drafter)
-        if self._pacing is not None:
-            self._end_step(self._pacing, began, batch, sampled_token_ids)
-            if self._pacing.rests(states, batch.kinds, batch.whole, time.perf_counter()):
-                return proposals
+        self._end_step(began, batch, sampled_token_ids)
+        if self._pacing is not None and self._pacing.rests(
+            states, batch.kinds, batch.whole, time.perf_counter()
+        ):
+            if self._metrics is not None:
+                self._metrics.rested()
+            return proposals
         sizes = num_tokens_no_spec[batch.drafted.rows].astype(np.int64)
         # A step writes its accepted drafts and one token more.
         left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
         limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
         look_up_began = time.perf_counter()
         drafts = self.drafter.draft(token_ids_cpu, batch.drafted, sizes, limits)
-        lengths = drafts.lengths
+        lengths, now = drafts.lengths, time.perf_counter()
         if self._pacing is not None:
-            now = time.perf_counter()
             lengths = self._pacing.send(
                 states, batch.kinds, drafts.survivals, lengths, batch.whole, now, now - look_up_began
             )
+        if self._metrics is not None:
+            groups = [state.group for state in states]
+            self._metrics.sent(states, groups, drafts, lengths, now - look_up_began)
         for i, row in enumerate(rows):
             proposals[row] = drafts.tokens[i, : lengths[i]].tolist()
         return proposals
 
-    def _end_step(
-        self, pacing: DraftPacing, at: float, batch: _Batch, sampled_token_ids: list[list[int]]
-    ) -> None:
-        """Tell the draft budget about the step that has just been sampled."""
+    def _end_step(self, at: float, batch: _Batch, sampled_token_ids: list[list[int]]) -> None:
+        """Tell the draft budget and the metrics about the step that has just been sampled."""
         ends = self._runner.query_start_loc.np[: len(sampled_token_ids) + 1]
         scheduled = (ends[batch.drafted.rows + 1] - ends[batch.drafted.rows]).astype(np.int64)
         written = np.array([len(sampled_token_ids[row]) for row in batch.rows])
-        pacing.step_ended(
-            at, batch.states, batch.kinds, scheduled, written, len(sampled_token_ids), int(ends[-1])
-        )
+        if self._pacing is not None:
+            self._pacing.step_ended(
+                at, batch.states, batch.kinds, scheduled, written, len(sampled_token_ids), int(ends[-1])
+            )
+        if self._metrics is not None:
+            self._metrics.verified(batch.states, scheduled, written)
+            self._metrics.relaxed(self._runner.rejection_sampler.meters.relaxed)
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]
@@ -301,7 +335,7 @@ class DareProposer:
             return RequestOptions.parse(extra_args, self.config)
         except RequestError as error:
             # The front end refuses such requests; one that came past it is served with the defaults.
-            self._count_error(error)
+            self._count_error("request", error)
             return RequestOptions.parse(None, self.config)
 
     def _sources(self, group: str | None) -> Sources:
@@ -310,7 +344,7 @@ class DareProposer:
             try:
                 return self.drafter.sources(choice)
             except Exception as error:
-                self._count_error(error)
+                self._count_error("sources", error)
         return Sources.of()
 
     def _group(self, query: Query) -> str | None:
@@ -320,13 +354,16 @@ class DareProposer:
         try:
             return pool.router.route(query).group
         except Exception as error:
-            self._count_error(error)
+            self._count_error("sources", error)
             return None
 
     def _gather(self) -> None:
         """Learn the last requests before an idle time, in which vLLM asks for no drafts."""
         with self._states_lock:
             self._forget_finished()
+        if self._metrics_file is not None and self._learner is not None:
+            self._metrics_file.set("live_tokens", self._learner.live.num_tokens)
+            self._metrics_file.set("live_evicted_tokens", self._learner.num_evicted)
 
     def _forget_finished(self) -> None:
         """Drop the states of requests that are gone, once what they wrote is learned."""
@@ -343,8 +380,10 @@ class DareProposer:
                 ]
             )
 
-    def _count_error(self, error: Exception) -> None:
+    def _count_error(self, kind: str, error: Exception) -> None:
         self.errors += 1
+        if self._metrics_file is not None:
+            self._metrics_file.add("errors", label=kind)
         if self.errors == 1:
             logger.error(
                 "vllm-dare: drafting failed and goes on without drafts where it does (further ones are "

@@ -1,8 +1,6 @@
 """Who liked what, and what the items are: the tables that texts are held against."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.tables import column_names, pick_column, read_columns
+from vllm_dare.tables import column_names, pick_column, read_columns, split_values
 
 _USER = ("userid", "user")
 _ITEM = ("itemid", "item", "movieid", "movie", "productid")
@@ -93,7 +91,7 @@ def read_items(path: Path, attribute: str, id_column: str | None = None) -> Item
     pick_column(path, names, "--attribute", attribute, ())
     table = read_columns(path, [key, attribute], texts=[key, attribute])
     ids = [str(value) for value in table[key].to_pylist()]
-    lists = [_values(cell) for cell in table[attribute].to_pylist()]
+    lists = [split_values(cell) for cell in table[attribute].to_pylist()]
     values = sorted({value for found in lists for value in found})
     if not values:
         raise DareError(f"The column {attribute!r} of {path} is empty; name another one with --attribute.")
@@ -102,17 +100,6 @@ def read_items(path: Path, attribute: str, id_column: str | None = None) -> Item
     for row, found in enumerate(lists):
         has[row, [place[value] for value in found]] = True
     return Items(ids, values, has)
-
-
-def _values(cell: Any) -> list[str]:
-    """The values of one item; Parquet may hold lists."""
-    if cell is None:
-        return []
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        with suppress(ValueError):  # a name that begins with a bracket
-            cell = json.loads(cell)
-    parts = cell if isinstance(cell, list) else str(cell).split("|")
-    return [str(part).strip() for part in parts if str(part).strip()]
 
 
 def read_interactions(

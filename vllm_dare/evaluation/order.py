@@ -183,6 +183,8 @@ class _LearningSession:
 class _Nothing:
     """No text on disk."""
 
+    num_tokens = 0
+
     def group_segments(self, _group: str | None) -> tuple[Segment, ...]:
         return ()
 

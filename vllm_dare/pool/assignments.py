@@ -16,6 +16,7 @@ from vllm_dare.pool.tensor_file import SUFFIX, content_hash, open_tensor_file, w
 ASSIGNMENTS_FORMAT_VERSION = 1
 ASSIGNMENTS_PREFIX = "assignments-"
 _KIND = "assignments"
+_BATCH = 2**16
 _NEAR = 128  # places either side of a good guess
 _LAYOUT = {"hashes": "U64", "group_indices": "I32"}
 
@@ -61,8 +62,10 @@ class Assignments:
 
     def items(self) -> Iterator[tuple[int, str]]:
         """Every (hash of an id, group name), in ascending order of the hash."""
-        for key, index in zip(self._hashes.tolist(), self._indices.tolist(), strict=True):
-            yield key, self.group_names[index]
+        for start in range(0, len(self), _BATCH):  # as Python numbers, all would take gigabytes
+            batch = slice(start, start + _BATCH)
+            for key, index in zip(self._hashes[batch].tolist(), self._indices[batch].tolist(), strict=True):
+                yield key, self.group_names[index]
 
     def group_of(self, kind: EntityKind, entity_id: str | int) -> str | None:
         """The group of a user or item; None if it has none. Takes microseconds.

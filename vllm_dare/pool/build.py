@@ -4,12 +4,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import Assignment, EntityKind, entity_hash, kinds_of_group
+from vllm_dare.pool.assignments import (
+    Assignment,
+    Assignments,
+    EntityKind,
+    entity_hash,
+    kinds_of_group,
+    write_assignments,
+)
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.rows import BadRows
@@ -34,12 +42,15 @@ class BuildReport:
         num_documents: how many are in the pool.
         num_duplicates: how many gave way to a later one of the same id.
         num_empty: how many were left out because they have no tokens.
+        num_ambiguous: how many have no group because their id is both a user's and an item's, of different
+            groups, and they do not name one.
     """
 
     manifest: Manifest
     num_documents: int
     num_duplicates: int
     num_empty: int
+    num_ambiguous: int
 
 
 def build_pool(
@@ -62,7 +73,8 @@ def build_pool(
     """Build a pool: one segment for each group, and one of all documents.
 
     Of several documents with one id the last one counts. A user and an item may have the same id, if their
-    groups begin with "users/" and "items/". Every document with a group assigns its id to that group.
+    groups begin with "users/" and "items/". Every document that names a group assigns its id to that group;
+    one that names none goes to the group that ``assignments`` have for its id.
 
     Args:
         documents: what to put in, as `read_documents` gives them.
@@ -71,7 +83,8 @@ def build_pool(
         provenance: whether the text was written under strict or relaxed verification, or elsewhere.
         model: name of the model that wrote it.
         global_segment: whether there is a segment of all documents; without it each needs a group.
-        assignments: who belongs to which group; wins over the documents.
+        assignments: who belongs to which group; wins over what documents name, for the ids but not for the
+            documents.
         routers: what turns histories and attributes into groups; of two of a kind the later one counts.
         overwrite: whether an existing pool may be replaced.
         bad_rows: what to do with a document that cannot be used; None stops at the first.
@@ -85,20 +98,33 @@ def build_pool(
     """
     check_output(output, overwrite)
     encoder = load_tokenizer(tokenizer)
-    corpus = _Corpus(tokenizer_info(encoder, tokenizer), global_segment, bad_rows or BadRows())
+    corpus = _Corpus(
+        tokenizer_info(encoder, tokenizer),
+        global_segment,
+        bad_rows or BadRows(),
+        assigned=None if assignments is None else _table(assignments),
+    )
     for document, token_ids in _encoded(documents, encoder, read_progress):
         corpus.add(document, token_ids)
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
     manifest = write_pool(
-        replace(corpus.content(assignments, provenance, model), routers=routers),
+        replace(corpus.content(provenance, model), routers=routers),
         output,
         overwrite=overwrite,
         workers=workers,
         progress=sort_progress,
         max_segment_tokens=max_segment_tokens,
     )
-    return BuildReport(manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty)
+    return BuildReport(
+        manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty, corpus.num_ambiguous
+    )
+
+
+def _table(assignments: Iterable[Assignment]) -> Assignments:
+    """The assignments as a table: millions of them would take gigabytes as a dictionary."""
+    with TemporaryDirectory() as directory:  # removed at once; the table stays mapped
+        return Assignments.open(write_assignments(Path(directory), assignments))
 
 
 def _encoded(
@@ -119,61 +145,79 @@ def _encoded(
             progress(num_read)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A document: int32[length], its group, and whether it names that itself."""
+
+    token_ids: np.ndarray
+    group: str | None
+    is_named: bool
+
+
 @dataclass
 class _Corpus:
     """The documents of a pool to be.
 
     Attributes:
-        entries: (kinds that the id may be, id) to (token ids, group); a later document replaces an
-            earlier one.
+        assigned: who belongs to which group, if somebody says so.
+        entries: by (kinds that the id may be, id); a later document replaces an earlier one.
     """
 
     tokenizer: TokenizerInfo
     global_segment: bool
     bad_rows: BadRows
-    entries: dict[tuple[tuple[EntityKind, ...], str], tuple[np.ndarray, str | None]] = field(
-        default_factory=dict
-    )
+    assigned: Assignments | None
+    entries: dict[_Key, _Entry] = field(default_factory=dict)
     num_duplicates: int = 0
     num_empty: int = 0
+    num_ambiguous: int = 0
 
     def add(self, document: Document, token_ids: np.ndarray) -> None:
         if not len(token_ids):
             self.num_empty += 1
             return
-        fault = self._fault(document, token_ids)
+        group = document.group if document.group is not None else self._assigned_group(document.id)
+        fault = self._fault(group, token_ids)
         if fault is not None:
             self.bad_rows.report(f"{document.source} {fault}.")
             return
-        key = (kinds_of_group(document.group or ""), document.id)
+        key = (kinds_of_group(group or ""), document.id)
         self.num_duplicates += key in self.entries
-        self.entries[key] = (token_ids, document.group)
+        self.entries[key] = _Entry(token_ids, group, is_named=document.group is not None)
 
-    def content(
-        self, assignments: Iterable[Assignment] | None, provenance: Provenance, model: str | None
-    ) -> PoolContent:
+    def content(self, provenance: Provenance, model: str | None) -> PoolContent:
         groups: dict[str, list[np.ndarray]] = {}
-        for token_ids, group in self.entries.values():
-            if group is not None:
-                groups.setdefault(group, []).append(token_ids)
-        has_assignments = bool(groups) or assignments is not None
+        for entry in self.entries.values():
+            if entry.group is not None:
+                groups.setdefault(entry.group, []).append(entry.token_ids)
+        has_assignments = bool(groups) or self.assigned is not None
         return PoolContent(
             tokenizer=self.tokenizer,
             groups=dict(sorted(groups.items())),
-            global_documents=[ids for ids, _ in self.entries.values()] if self.global_segment else None,
-            assignments=self._assignments(assignments or ()) if has_assignments else None,
+            global_documents=[e.token_ids for e in self.entries.values()] if self.global_segment else None,
+            assignments=self._assignments() if has_assignments else None,
             provenance=provenance,
             model=model,
         )
 
-    def _assignments(self, explicit: Iterable[Assignment]) -> Iterator[tuple[int, str]]:
-        for (kinds, document_id), (_, group) in self.entries.items():
-            if group is not None:
-                yield from ((entity_hash(kind, document_id), group) for kind in kinds)
-        yield from ((entity_hash(kind, entity_id), group) for kind, entity_id, group in explicit)
+    def _assignments(self) -> Iterator[tuple[int, str]]:
+        for (kinds, document_id), entry in self.entries.items():
+            if entry.group is not None and entry.is_named:
+                yield from ((entity_hash(kind, document_id), entry.group) for kind in kinds)
+        if self.assigned is not None:
+            yield from self.assigned.items()
 
-    def _fault(self, document: Document, token_ids: np.ndarray) -> str | None:
-        if document.group is None and not self.global_segment:
+    def _assigned_group(self, document_id: str) -> str | None:
+        """The group of the user or item of that id; None where both have one, as nothing tells which."""
+        if self.assigned is None:
+            return None
+        found = {self.assigned.group_of("user", document_id), self.assigned.group_of("item", document_id)}
+        found.discard(None)
+        self.num_ambiguous += len(found) > 1
+        return found.pop() if len(found) == 1 else None
+
+    def _fault(self, group: str | None, token_ids: np.ndarray) -> str | None:
+        if group is None and not self.global_segment:
             return "has no group, so that without a global segment it has no place; give it a group"
         if token_ids.max() >= self.tokenizer.vocab_size:
             return (

@@ -8,9 +8,8 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignment_file import read_assignments
 from vllm_dare.pool.assignments import Assignment
 from vllm_dare.pool.tensor_file import SUFFIX
+from vllm_dare.routing.grouping_output import ASSIGNMENTS_NAME
 from vllm_dare.routing.router_file import ROUTER_PREFIX, RouterFile
-
-TABLE_NAME = "assignments.parquet"
 
 
 def assignment_table(path: Path) -> Path:
@@ -21,10 +20,10 @@ def assignment_table(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    table = path / TABLE_NAME
+    table = path / ASSIGNMENTS_NAME
     if not table.is_file():
         raise PoolError(
-            f"{path} is a directory without {TABLE_NAME}; give a table, or a directory that "
+            f"{path} is a directory without {ASSIGNMENTS_NAME}; give a table, or a directory that "
             "`vllm-dare group` wrote."
         )
     return table

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -30,6 +31,8 @@ NUM_COLUMNS = 8
 
 # Below this many suffixes a linear scan beats two binary searches.
 _LINEAR = 8
+# Of a smaller range all suffixes are in cache lines that are there already.
+_PREFETCHED = 32
 
 
 def _can_cache() -> bool:
@@ -95,6 +98,22 @@ def array_at(typing_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
     return array_type(address, shape, dtype), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Begin to load the cache line at an address, without waiting for it; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        flag = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, keep, data = flag(0), flag(3), flag(1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @njit(inline="always")
 def int32_array(address, size):  # type: ignore[no-untyped-def]
     """The int32[size] array at an address."""
@@ -128,12 +147,25 @@ def _compare(tokens, position, pattern, start, count):  # type: ignore[no-untype
     return 0
 
 
+@njit(inline="always")
+def _prefetch_middles(suffixes, lo, middle, hi):  # type: ignore[no-untyped-def]
+    """Load both places that a search may ask for next while it reads the tokens of this one.
+
+    In a large segment nearly every place is a miss of the processor's caches; of those that hang on each
+    other, this spares half.
+    """
+    if hi - lo > _PREFETCHED:
+        prefetch(suffixes.ctypes.data + 4 * ((lo + middle) >> 1))
+        prefetch(suffixes.ctypes.data + 4 * ((middle + 1 + hi) >> 1))
+
+
 @kernel
 def first_not_below(tokens, suffixes, lo, hi, offset, pattern, start, count):  # type: ignore[no-untyped-def]
     """The first suffix of [lo, hi), or hi, that is not below the pattern; and one known to be above it."""
     above = hi
     while lo < hi:
         middle = (lo + hi) >> 1
+        _prefetch_middles(suffixes, lo, middle, hi)
         order = _compare(tokens, suffixes[middle] + offset, pattern, start, count)
         if order < 0:
             lo = middle + 1
@@ -149,6 +181,7 @@ def first_above(tokens, suffixes, lo, hi, offset, pattern, start, count):  # typ
     """The first suffix of [lo, hi), or hi, that is above the pattern; at least lo."""
     while lo < hi:
         middle = (lo + hi) >> 1
+        _prefetch_middles(suffixes, lo, middle, hi)
         if _compare(tokens, suffixes[middle] + offset, pattern, start, count) <= 0:
             lo = middle + 1
         else:

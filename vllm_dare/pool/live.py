@@ -97,6 +97,10 @@ class Generation:
 class Frozen(Protocol):
     """The part of the live text that is on disk, as it was at one moment."""
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, each counted once."""
+
     def group_segments(self, group: str | None) -> tuple[Segment, ...]:
         """A group's segments; empty for None and for a group without text; PoolError if a file has gone."""
 
@@ -142,6 +146,12 @@ class LivePool:
     def num_waiting(self) -> int:
         """How many tokens would be taken by `take`."""
         return self._state.current.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens draft, on disk and in memory, each counted once."""
+        frozen, older, current = self._state
+        return frozen.num_tokens + older.num_tokens + current.num_tokens
 
     def add(self, documents: Sequence[LiveDocument]) -> None:
         """Make documents draft from now on; those that have no group are dropped where groups are apart."""

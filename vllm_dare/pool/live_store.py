@@ -52,6 +52,11 @@ class FrozenText:
         if before is not None:
             self._take_over(before)
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are; one that is in a group and in everybody's text counts once."""
+        return _num_tokens(self.manifest)
+
     def group_segments(self, group: str | None) -> tuple[Segment, ...]:
         """A group's segments, the oldest first; empty for None and for a group without text.
 
@@ -101,6 +106,9 @@ class LiveStore:
         tokenizer: the tokenizer of every document.
         has_global: whether to keep text for everybody.
         max_tokens: the most tokens kept; a token that is in a group and in everybody's text counts once.
+
+    Attributes:
+        num_evicted: how many tokens this process has dropped to keep within that.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class LiveStore:
         self._max_tokens = max_tokens
         self._sealed_tokens = min(max_tokens // _SEALED_SHARE, _MAX_SEALED_TOKENS)
         self._seen: tuple[int, ...] | None = None
+        self.num_evicted = 0
         self._known = KnownTexts(lambda name: self._documents([name]))
 
     @property
@@ -157,7 +166,9 @@ class LiveStore:
             try:
                 manifest = read_manifest(self.directory)
                 if new := self._known.leave_out(documents, manifest):
+                    before = _num_tokens(manifest) + sum(len(document.tokens) for document in new)
                     manifest = self._added(manifest, new)
+                    self.num_evicted += before - _num_tokens(manifest)
                     sync_directory(self.directory / SEGMENTS_DIRECTORY)
                     write_manifest(self.directory, manifest)
             finally:
@@ -248,6 +259,11 @@ class LiveStore:
     def _signature(self) -> tuple[int, ...]:
         found = os.stat(self.directory / MANIFEST_NAME)
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _num_tokens(manifest: Manifest) -> int:
+    groups = [name for names in manifest.groups.values() for name in names]
+    return sum(manifest.segments[name].num_tokens for name in manifest.global_segments or groups)
 
 
 def prepare_live(pool: Path, tokenizer: TokenizerInfo, *, verify: bool = True) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from vllm_dare.drafting.blend import Blend
 from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance
@@ -36,6 +37,8 @@ class PoolSummary(BaseModel):
         created_at: ISO 8601.
         provenance: how the text was written; several if the segments differ.
         num_groups: groups that have text.
+        groups_draft: whether a group's text drafts apart from the global text, see `Blend.asks_groups`; False
+            where there are no groups.
         num_documents: documents, each counted once.
         num_tokens: their tokens, each counted once.
         num_segments: files.
@@ -51,6 +54,7 @@ class PoolSummary(BaseModel):
     created_at: str
     provenance: list[Provenance]
     num_groups: int
+    groups_draft: bool
     num_documents: int
     num_tokens: int
     num_segments: int
@@ -67,11 +71,13 @@ def summarize(manifest: Manifest, routers: Sequence[RouterFile] = (), num_bigges
     groups = [_group(manifest, name, segments) for name, segments in manifest.groups.items()]
     everything = _group(manifest, "", manifest.global_segments)
     counted = [everything] if manifest.global_segments else groups
+    blend = None if manifest.blend is None else Blend.decode(manifest.blend)
     return PoolSummary(
         tokenizer=manifest.tokenizer,
         created_at=manifest.created_at.isoformat(timespec="seconds"),
         provenance=sorted({info.provenance for info in manifest.segments.values()}),
         num_groups=len(groups),
+        groups_draft=bool(groups) and (blend is None or blend.asks_groups),
         num_documents=sum(group.num_documents for group in counted),
         num_tokens=sum(group.num_tokens for group in counted),
         num_segments=len(manifest.segments),

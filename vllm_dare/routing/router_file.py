@@ -159,8 +159,9 @@ def write_user_router(
         centroids: float32[k, d], any length.
         item_ids: m ids, all different.
         item_vectors: float32[m, d].
-        attributes: "name=value" to the logarithm of its probability in each group, float32[k]; under the key
-            "" the logarithm of each group's share. None or empty: attributes say nothing.
+        attributes: "name=value" to what it adds to each group's score, float32[k]: log P(value | group), but
+            for what is the same for all groups; under the key "" the logarithm of each group's share. None or
+            empty: attributes say nothing.
 
     Raises:
         PoolError: the shapes disagree, a number is not finite, or a group or item is named twice.

@@ -19,8 +19,9 @@ from vllm_dare.drafting.blend import (
     NUM_VARIETIES,
     Blend,
 )
+from vllm_dare.drafting.cache import make_cache
 from vllm_dare.drafting.drafter import Drafter
-from vllm_dare.drafting.fit import fit_blend
+from vllm_dare.drafting.fit import _fit, _group_segments, _held_out, _steps_of, fit_blend
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
@@ -84,11 +85,58 @@ def test_a_document_does_not_vouch_for_itself(tmp_path: Path) -> None:
 
 def test_neither_group_nor_global_segment_vouches_for_a_document_that_both_hold(tmp_path: Path) -> None:
     texts = [[8 * i + j + 1 for j in range(8)] * 3 for i in range(20)]
-    fitted = fit_blend(pool_of(texts, tmp_path, groups=4))
-    assert fitted is not None
+    pool = pool_of(texts, tmp_path, groups=4)
+    documents = list(_held_out(pool, _group_segments(pool), 20))
+    fitted = _fit(documents, make_cache(pool.num_tokens), pool)
     trust, default = (b.trust.reshape(NUM_KINDS, -1) for b in (fitted, Blend.default()))
     assert np.allclose(trust[GROUP], default[GROUP])
     assert np.allclose(trust[GLOBAL], default[GLOBAL])
+
+
+def test_groups_are_asked_where_they_know_better(tmp_path: Path) -> None:
+    # All begin alike, and each group goes on in a way of its own, of which the own text says nothing.
+    ways = [list(range(10 + 20 * g, 30 + 20 * g)) for g in range(4)]
+    texts = [[1, 2, 3, way[0], 1, 2, way[1], 4, 1, 2, *way[2:]] for _ in range(12) for way in ways]
+    pool = pool_of(texts, tmp_path, groups=4)
+    assert pool.blend.asks_groups
+    assert len(Drafter(pool, 16, VOCAB).sources("g1").segments) == 2
+
+
+def test_groups_that_know_nothing_of_their_own_are_not_asked(tmp_path: Path) -> None:
+    texts = templated(4, 120, 0.3)
+    (tmp_path / "plain").mkdir()
+    pool, plain = pool_of(texts, tmp_path, groups=5), pool_of(texts, tmp_path / "plain")
+    assert not pool.blend.asks_groups
+    drafter = Drafter(pool, 16, VOCAB)
+    assert drafter.sources("g1") is drafter.sources(None)
+    # Grouping has cost nothing: all is as if there were no groups.
+    assert np.allclose(pool.blend.numbers(), plain.blend.without_groups().numbers())
+
+
+def test_groups_without_global_text_are_asked(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({str(i): i for i in range(VOCAB)}, unk_token="0")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    documents = [
+        Document(id=str(i), token_ids=np.array(text, np.int32), group=f"g{i % 5}")
+        for i, text in enumerate(templated(4, 60, 0.3))
+    ]
+    build_pool(documents, str(tmp_path), tmp_path / "pool", global_segment=False)
+    with RetrievalPool.open(tmp_path / "pool") as pool:
+        assert pool.manifest.blend is not None
+        assert pool.blend.asks_groups
+
+
+@given(st.lists(st.booleans(), max_size=80))
+def test_steps_are_those_of_a_walk(right: list[bool]) -> None:
+    steps, place = 0, 0
+    while place < len(right):
+        accepted = 0
+        while accepted < 16 and place + accepted < len(right) and right[place + accepted]:
+            accepted += 1
+        place += accepted + 1
+        steps += 1
+    assert _steps_of(np.array(right, dtype=bool)) == steps
 
 
 def test_a_fit_drafts_no_worse_and_its_survivals_are_met(tmp_path: Path) -> None:

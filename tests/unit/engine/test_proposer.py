@@ -40,6 +40,7 @@ class Runner:
     def __init__(self) -> None:
         self.max_model_len = MAX_MODEL_LEN
         self.rejection_sampler = SimpleNamespace()
+        self.parallel_config = SimpleNamespace(data_parallel_index=0)
         self.requests: dict[str, Any] = {}
         self.input_batch = SimpleNamespace(req_ids=[])
         self.texts: dict[str, list[int]] = {}

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignment_file import read_assignments
-from vllm_dare.pool.assignments import Assignment, Assignments, _place, write_assignments
+from vllm_dare.pool.assignments import Assignment, Assignments, _place, entity_hash, write_assignments
 from vllm_dare.pool.tensor_file import write_tensor_file
 
 entries = st.tuples(st.sampled_from(["user", "item"]), st.text(max_size=5), st.text(min_size=1, max_size=5))
@@ -57,6 +57,14 @@ def test_a_place_is_found_among_many_keys() -> None:
     wanted = np.concatenate([keys[::97], keys[::97] + np.uint64(1), [np.uint64(0), np.uint64(2**64 - 1)]])
     places = [_place(keys.data, key) for key in wanted.tolist()]
     np.testing.assert_array_equal(places, keys.searchsorted(wanted))
+
+
+def test_all_entries_come_back(tmp_path: Path) -> None:
+    count = 2**16 + 7
+    pairs: list[Assignment] = [("user", str(i), f"g{i % 7}") for i in range(count)]
+    table = Assignments.open(write_assignments(tmp_path, pairs))
+    assert dict(table.items()) == {entity_hash(kind, i): group for kind, i, group in pairs}
+    assert len(list(table.items())) == count
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

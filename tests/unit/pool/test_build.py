@@ -62,6 +62,35 @@ def test_groups_are_assigned_from_documents_and_explicit_assignments_win(make_po
         assert pool.group_segments("users/9") == ()
 
 
+def test_a_document_that_names_no_group_goes_where_its_id_belongs(make_pool: MakePool) -> None:
+    output, report = make_pool(
+        "pool",
+        [
+            ("u1", "a", None),
+            ("i1", "b", None),
+            ("both", "c", None),
+            ("same", "a b", None),
+            ("u2", "b c", "users/1"),
+        ],
+        assignments=[
+            ("user", "u1", "users/7"),
+            ("item", "i1", "films"),
+            ("user", "both", "users/7"),
+            ("item", "both", "films"),
+            ("user", "same", "all"),
+            ("item", "same", "all"),
+            ("user", "u2", "users/7"),
+        ],
+    )
+    assert report.num_ambiguous == 1
+    with RetrievalPool.open(output) as pool:
+        groups = {group: texts(pool.group_segments(group)) for group in pool.groups}
+        assert groups == {"users/7": [[1]], "films": [[2]], "all": [[1, 2]], "users/1": [[2, 3]]}
+        assert len(texts(pool.global_segments())) == 5
+        assert pool.group_of("user", "i1") is None  # nobody said so
+        assert pool.group_of("user", "u2") == "users/7"
+
+
 def test_of_documents_with_one_id_the_last_one_counts(make_pool: MakePool) -> None:
     output, report = make_pool(
         "pool", [("u1", "a", "users/1"), ("u1", "b", "users/2"), ("u1", "c", "items/1")]

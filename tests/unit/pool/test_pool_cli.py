@@ -54,6 +54,16 @@ def test_build_says_what_it_built(tmp_path: Path, write_jsonl: Write, tokenizer:
         assert built.global_segments()[0].header.model == "m"
 
 
+def test_build_says_which_documents_could_be_anybodys(
+    tmp_path: Path, write_jsonl: Write, tokenizer: str
+) -> None:
+    assignments = write_jsonl("a.jsonl", [{"user": 1, "group": "users/1"}, {"item": 1, "group": "items/1"}])
+    documents = write_jsonl("d.jsonl", [{"id": 1, "text": "a"}])
+    options = ["--tokenizer", tokenizer, "--output", tmp_path / "pool", "--assignments", assignments]
+    result = run("build", documents, *options)
+    assert "1 documents are in no group, because their id is both a user's and an item's" in result.stdout
+
+
 def test_build_refuses_to_overwrite_unless_told(
     pool: Path, write_jsonl: Write, tokenizer: str, tmp_path: Path
 ) -> None:

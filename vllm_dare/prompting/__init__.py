@@ -1,0 +1,1 @@
+"""Prompts for recommendation knowledge, from tables of interactions, items and users."""
