@@ -30,7 +30,8 @@ _MOST_ROWS = 40
 def settings(plan: "Plan") -> dict[str, Any]:
     """How the groups were asked for; paths without their directories."""
     found = {name: value.name if isinstance(value, Path) else value for name, value in asdict(plan).items()}
-    return {name: value for name, value in found.items() if name not in ("output", "overwrite")}
+    unused = {"output", "overwrite"} | ({"method"} if plan.embeddings else set())
+    return {name: value for name, value in found.items() if name not in unused}
 
 
 def data(positives: Positives, labels: np.ndarray, has_embedding: np.ndarray) -> dict[str, int]:
