@@ -34,7 +34,9 @@ class DareConfig(BaseModel):
         pool: the pool directory; None drafts from each request's own text alone.
         verification: see `VerificationConfig`; strict by default, which changes no output.
         allow_override: whether a request may choose its own rule (``dare_verification``, ``dare_preset`` and
-            the bounds); the group keys are always allowed.
+            the bounds).
+        allow_groups: whether a request may say whose text drafts (``dare_group``, ``dare_user`` and the
+            like). Who may name a group can learn by timing what text is in it.
         limits: the loosest rule that a request may choose, see `RuleLimits`.
         verify_pool: whether start-up reads every segment and compares its checksum (about a second per GB).
         live: see `LiveConfig`; None, the default, learns nothing. Needs a pool, which may still be missing.
@@ -47,6 +49,7 @@ class DareConfig(BaseModel):
     pool: Path | None = None
     verification: VerificationConfig = VerificationConfig()
     allow_override: bool = True
+    allow_groups: bool = True
     limits: RuleLimits = RuleLimits()
     verify_pool: bool = True
     live: LiveConfig | None = None

@@ -63,6 +63,10 @@ class RequestOptions:
         for key in given:
             if key not in KNOWN_KEYS:
                 raise RequestError(key, f"Unknown request key {key}; known keys are {', '.join(KNOWN_KEYS)}.")
+            if key in _GROUP_KEYS and not config.allow_groups:
+                raise RequestError(
+                    key, f"The operator of this engine does not let requests set {key}: leave it out."
+                )
         rule = {key: given[key] for key in _RULE_KEYS if key in given}
         return cls(
             query=Query(

@@ -204,3 +204,22 @@ def test_request_args_builds_what_parse_reads() -> None:
     assert request_args() == {}
     with pytest.raises(RequestError, match="dare_top_k"):
         request_args(top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dare_group", "g"),
+        ("dare_user", 7),
+        ("dare_item", "i"),
+        ("dare_history", ["i1"]),
+        ("dare_attributes", ["age=25"]),
+    ],
+)
+def test_an_operator_may_refuse_groups(key: str, value: object) -> None:
+    config = DareConfig(allow_groups=False)
+    with pytest.raises(RequestError, match=key) as caught:
+        RequestOptions.parse({key: value}, config)
+    assert caught.value.key == key
+    assert RequestOptions.parse({"dare_preset": "fast"}, config).verification.relaxes
+    RequestOptions.parse({key: value}, DareConfig())

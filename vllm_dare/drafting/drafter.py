@@ -185,15 +185,10 @@ class Drafter:
         vocab_size: int,
         live: LivePool | None = None,
     ) -> None:
-        self.pool = pool
         self.max_drafts = max_drafts
         self.vocab_size = vocab_size
-        blend = pool.blend if pool is not None else Blend.default()
-        self._numbers = blend.numbers()
-        self._asks_groups = blend.asks_groups
         self._live = live
         self._live_version = 0
-        self._cache = make_cache(pool.num_tokens if pool is not None else 0)
         # What the kernel is given, see `draft_batch`, and the arrays that it has the addresses of.
         self._arguments = np.zeros(NUM_ARGUMENTS, dtype=np.int64)
         self._address = self._arguments.ctypes.data
@@ -203,6 +198,20 @@ class Drafter:
         self._drafts = Drafts.empty(0, max_drafts)
         # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
+        self._cache = make_cache(0)
+        self.serve(pool)
+
+    def serve(self, pool: RetrievalPool | None) -> None:
+        """Draft from this pool from now on; sources that were handed out are those of the pool before."""
+        self.pool = pool
+        blend = pool.blend if pool is not None else Blend.default()
+        self._numbers = blend.numbers()
+        self._asks_groups = blend.asks_groups
+        cache = make_cache(pool.num_tokens if pool is not None else 0)
+        if cache.size > self._cache.size:  # one as large goes on: records know whose they are
+            self._cache = cache
+        self._sources.clear()
+        self._batch = None
 
     def sources(self, group: str | None) -> Sources:
         """The sources for a group; for an unknown group or None, the global segments alone, as for all where

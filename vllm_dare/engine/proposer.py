@@ -4,7 +4,7 @@ import threading
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -23,6 +23,7 @@ from vllm_dare.engine.metrics_file import MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.watch import PoolWatch
 from vllm_dare.request import RequestOptions
 from vllm_dare.routing.router import Query
 from vllm_dare.verification.request_rule import RequestRule
@@ -107,6 +108,11 @@ class DareProposer:
         )
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
+        self._watch = (
+            PoolWatch(pool, verify=self.config.verify_pool, on_failure=self._refused)
+            if pool is not None
+            else None
+        )
         self._guards = token_guards(vllm_config.model_config, pool)
         self._guards.prepare(self.config.verification)
         self._told_of_wording = False
@@ -137,6 +143,8 @@ class DareProposer:
         self._drafts_here = get_tp_group().rank_in_group == 0
         if self._drafts_here:
             self._start_metrics(runner.parallel_config.data_parallel_index)
+        if self._watch is not None and self._drafts_here:
+            self._watch.start()
         if self._learner is not None and self._drafts_here:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
@@ -147,6 +155,8 @@ class DareProposer:
     def close(self) -> None:
         """The engine is about to end: write down what it has learned, cut short as some texts may be."""
         self._log_meters()
+        if self._watch is not None:
+            self._watch.close()
         if self._learner is not None and self._drafts_here:
             with self._states_lock:
                 self._learn(list(self._states.values()))
@@ -165,8 +175,11 @@ class DareProposer:
             logger.warning("DARE: no metrics, as %s cannot be written (%s).", directory, error.strerror)
             return
         self._metrics_file, self._metrics = file, DraftMetrics(file)
-        pool = self.drafter.pool
-        if pool is not None:
+        self._show_pool()
+
+    def _show_pool(self) -> None:
+        file, pool = self._metrics_file, self.drafter.pool
+        if file is not None and pool is not None:
             file.set("pool_tokens", pool.num_tokens)
             file.set("pool_segments", len(pool.manifest.segments))
             file.set("pool_bytes", pool.num_bytes)
@@ -249,6 +262,11 @@ class DareProposer:
         if batch is None or batch.rows != rows or batch.states != states:
             batch = self._batch = _Batch.of(rows, states, self.drafter)
         self._end_step(began, batch, sampled_token_ids)
+        newer = self._watch.take() if self._watch is not None else None
+        if newer is not None:
+            self._serve(newer)
+            states = [self._state(request_ids[row]) for row in rows]
+            batch = self._batch = _Batch.of(rows, states, self.drafter)
         if self._pacing is not None and self._pacing.rests(
             states, batch.kinds, batch.whole, time.perf_counter()
         ):
@@ -285,6 +303,43 @@ class DareProposer:
         if self._metrics is not None:
             self._metrics.verified(batch.states, scheduled, written)
             self._metrics.relaxed(self._runner.rejection_sampler.meters.relaxed)
+
+    def _serve(self, pool: RetrievalPool) -> None:
+        """Draft from a newer version of the pool, for the requests that run, too."""
+        before = self.drafter.pool
+        self.drafter.serve(pool)
+        if self._runner.parallel_config.tensor_parallel_size == 1:
+            # Else every rank must relax alike, and each would learn of the new version at another step.
+            self._guards.learn_wording(pool.pivots)
+        with self._states_lock:
+            for key, state in self._states.items():
+                self._states[key] = self._with_sources(state)
+        if before is not None:
+            before.close()
+        if self._metrics_file is not None:
+            self._metrics_file.add("pool_reloads")
+        self._show_pool()
+        logger.info(
+            "DARE: drafting from a newer version of the pool %s (%d tokens in %d groups, built %s).",
+            pool.directory,
+            pool.num_tokens,
+            len(pool.groups),
+            pool.manifest.created_at.isoformat(timespec="seconds"),
+        )
+
+    def _with_sources(self, state: _RequestState) -> _RequestState:
+        """The same request, drafted for from the pool that is served now."""
+        params = state.request.sampling_params
+        group = self._group(self._options(params.extra_args if params is not None else None).query)
+        sources = self._sources(group)
+        return replace(state, sources=sources, memory=sources.memory(), group=group)
+
+    def _refused(self, error: Exception) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.add("errors", label="reload")
+        logger.error(
+            "DARE: a newer version of the pool cannot be used, and the one before goes on drafting: %s", error
+        )
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]

@@ -165,11 +165,21 @@ class RetrievalPool:
             self._segment(name)
         _ = self.router
 
-    def verify_checksums(self, progress: Progress | None = None) -> None:
+    def prepare(self) -> None:
+        """Read now what is otherwise read when it is first asked for, but for the groups' segments.
+
+        Raises:
+            PoolError: a segment cannot be mapped.
+        """
+        self.global_segments()
+        _ = self.blend, self.pivots, self.num_tokens, self.num_bytes, self.router
+
+    def verify_checksums(self, progress: Progress | None = None, workers: int | None = None) -> None:
         """Read every file and compare its content with its name; about a second a GB and core.
 
         Args:
             progress: called with the number of bytes done, and in all, after each segment.
+            workers: how many threads; by default one for each usable core.
 
         Raises:
             PoolError: the first file found missing or damaged.
@@ -178,7 +188,7 @@ class RetrievalPool:
             self.assignments.verify_checksum()
         for router in self.routers:
             router.verify_checksum()
-        self._for_each_segment(Segment.verify_checksum, progress)
+        self._for_each_segment(Segment.verify_checksum, progress, workers)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Check everything: checksums, token ids, the order of every suffix array, assignments, routers.
@@ -226,7 +236,9 @@ class RetrievalPool:
                 "rebuild the pool, or copy it again in full."
             )
 
-    def _for_each_segment(self, action: Callable[[Segment], None], progress: Progress | None) -> None:
+    def _for_each_segment(
+        self, action: Callable[[Segment], None], progress: Progress | None, workers: int | None = None
+    ) -> None:
         num_done = 0
 
         def act(name: str) -> int:
@@ -240,4 +252,4 @@ class RetrievalPool:
             if progress is not None:
                 progress(num_done, self.num_bytes)
 
-        run_all(act, self.manifest.segments, done=done)
+        run_all(act, self.manifest.segments, done=done, workers=workers)

@@ -233,7 +233,7 @@ def _may_relax(row, x, top, rule, total):  # type: ignore[no-untyped-def]
         total = sum_of_shares(row, top)
     if rule[MIN_PROB] > 0 and not share > rule[MIN_PROB] * total:
         return False, total
-    if rule[TOP_K] < len(row) and row[x] < top and rank_of(row, x) > rule[TOP_K]:
+    if rule[TOP_K] < len(row) and rank_of(row, x) > rule[TOP_K]:
         return False, total
     if rule[MIN_ENTROPY] > 0 and entropy_of(row, top, total) < rule[MIN_ENTROPY]:
         return False, total

@@ -38,6 +38,10 @@ class TokenGuards:
         self._texts: Sequence[str] | None = None
         self._ids: dict[tuple[int | str, ...], tuple[int, ...]] = {}
         self.kinds: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.learn_wording(pivots)
+
+    def learn_wording(self, pivots: npt.NDArray[np.uint64] | None) -> None:
+        """From now on, the pool that drafts has these pivots; None if it does not know them."""
         self._knows_wording = pivots is not None
         self.pivots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64) if pivots is None else pivots
 

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ class Runner:
     def __init__(self) -> None:
         self.max_model_len = MAX_MODEL_LEN
         self.rejection_sampler = SimpleNamespace()
-        self.parallel_config = SimpleNamespace(data_parallel_index=0)
+        self.parallel_config = SimpleNamespace(data_parallel_index=0, tensor_parallel_size=1)
         self.requests: dict[str, Any] = {}
         self.input_batch = SimpleNamespace(req_ids=[])
         self.texts: dict[str, list[int]] = {}
@@ -574,3 +575,41 @@ def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner
         time.sleep(0.02)
     assert drafter._learner.live.segments("new")[0]
     drafter.close()
+
+
+def test_a_newer_pool_drafts_for_requests_that_run_too(
+    make: Callable[..., DareProposer], pool: Path, tokenizer: str, runner: Runner
+) -> None:
+    drafter = make(pool)
+    runner.add("r", TEXTS["users/a"][:4], {"dare_user": "u1"})
+    before = runner.propose(drafter)["r"]
+    assert before == TEXTS["users/a"][4 : 4 + MAX_DRAFTS]
+    moved = [replace(document, group="users/new") for document in documents_of("users/a")]
+    other = [
+        Document(
+            id=f"o{i}", token_ids=np.array([*TEXTS["users/a"][:4], 30, 31, 32], np.int32), group="users/a"
+        )
+        for i in range(8)
+    ]
+    build_pool([*moved, *other], tokenizer, pool, global_segment=False, overwrite=True)
+    assert runner.propose(drafter)["r"] == before  # nobody has looked yet
+    drafter._watch.look()  # type: ignore[union-attr]
+    assert runner.propose(drafter)["r"] == before  # u1 has moved with its text
+    runner.add("s", TEXTS["users/a"][:4], {"dare_group": "users/a"})
+    assert runner.propose(drafter) == {"r": before, "s": [30, 31, 32]}
+    assert drafter.errors == 0
+
+
+def test_a_newer_pool_that_cannot_be_used_changes_nothing(
+    make: Callable[..., DareProposer], pool: Path, runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    drafter = make(pool)
+    runner.add("r", TEXTS["users/a"][:4], {"dare_user": "u1"})
+    before = runner.propose(drafter)
+    (pool / "manifest.json").write_text("{}")
+    with caplog.at_level("ERROR", logger="vllm"):
+        for _ in range(3):
+            drafter._watch.look()  # type: ignore[union-attr]
+            assert runner.propose(drafter) == before
+    assert sum("goes on drafting" in record.message for record in caplog.records) <= 1
+    assert drafter.errors == 0

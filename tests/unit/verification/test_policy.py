@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -202,6 +202,9 @@ def request_(draw: Any) -> Request:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(request_(), min_size=1, max_size=4))
+@example(
+    [Request(VerificationConfig(mode="relaxed", preset="paper", top_k=1), [[0.0, 0.0] + [-9.0] * 5], [1])]
+)
 def test_decisions_equal_plain_python(requests: list[Request]) -> None:
     if any(request.drafts for request in requests):
         check(requests)
