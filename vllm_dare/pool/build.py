@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import Assignment, EntityKind, entity_hash, kinds_of_group
+from vllm_dare.pool.assignments import Assignment, EntityKind, document_key, entity_hash, kinds_of_group
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.rows import BadRows
-from vllm_dare.pool.segment import Provenance
+from vllm_dare.pool.segment import PoolDocument, Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
 from vllm_dare.pool.writer import MAX_SEGMENT_TOKENS, PoolContent, Progress, check_output, write_pool
 
@@ -144,20 +144,24 @@ class _Corpus:
             return
         key = (kinds_of_group(document.group or ""), document.id)
         self.num_duplicates += key in self.entries
+        self.entries.pop(key, None)  # in a pool, later is newer
         self.entries[key] = (token_ids, document.group)
 
     def content(
         self, assignments: Iterable[Assignment] | None, provenance: Provenance, model: str | None
     ) -> PoolContent:
-        groups: dict[str, list[np.ndarray]] = {}
-        for token_ids, group in self.entries.values():
+        groups: dict[str, list[PoolDocument]] = {}
+        overall: list[PoolDocument] = []
+        for (_, document_id), (token_ids, group) in self.entries.items():
+            document = PoolDocument(token_ids, document_key(group, document_id))
+            overall.append(document)
             if group is not None:
-                groups.setdefault(group, []).append(token_ids)
+                groups.setdefault(group, []).append(document)
         has_assignments = bool(groups) or assignments is not None
         return PoolContent(
             tokenizer=self.tokenizer,
             groups=dict(sorted(groups.items())),
-            global_documents=[ids for ids, _ in self.entries.values()] if self.global_segment else None,
+            global_documents=overall if self.global_segment else None,
             assignments=self._assignments(assignments or ()) if has_assignments else None,
             provenance=provenance,
             model=model,

@@ -80,7 +80,7 @@ def choose_passages(
     others = _count_others(tokens, starts, slots)
     copies = np.zeros(slots, np.uint8)
     num_kept, is_full = 0, False
-    price = float(_WORTH[others.max()] * _SHARES.sum()) / 4
+    price = float(_WORTH[others.max()] * _SHARES.sum())
     while price > _LEAST_PRICE and not is_full:
         num_kept, is_full = _keep_at(price, tokens, starts, others, copies, kept, num_kept, budget)
         price *= _PRICE_FALLS
@@ -241,7 +241,7 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
         How many tokens are new.
     """
     num_states = _LENGTHS[-1] + 1
-    if not _is_any_worth(price, have, slots, others, copies):
+    if not _is_any_worth(price, slots[: have.size], others, copies):
         return 0
     best, after = np.full(num_states, -np.inf), np.empty(num_states)
     best[0] = 0.0
@@ -281,13 +281,13 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
 
 
 @njit(cache=CACHE, nogil=True)
-def _is_any_worth(price, have, slots, others, copies):  # type: ignore[no-untyped-def]
-    """Whether a token that is not kept is worth the price at least with all n-grams that end with it."""
-    for i in range(have.size):
+def _is_any_worth(price, slots, others, copies):  # type: ignore[no-untyped-def]
+    """Whether any token is worth the price at least with all n-grams that end with it."""
+    for i in range(len(slots)):
         value = 0.0
         for k in range(_LENGTHS.size):
             slot = slots[i, k]
-            if slot >= 0 and not have[i]:
+            if slot >= 0:
                 value += _SHARES[k] * _WORTH[others[slot]] * _FRESH[copies[slot]]
         if value > price:
             return True

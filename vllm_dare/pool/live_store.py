@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
-from vllm_dare.pool.lock import is_read
+from vllm_dare.pool.lock import LOCK_NAME, is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -22,13 +20,12 @@ from vllm_dare.pool.manifest import (
     write_manifest,
 )
 from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
-from vllm_dare.pool.segment import Provenance, Segment, write_segment
+from vllm_dare.pool.segment import PoolDocument, Provenance, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, remove_unreferenced, write_pool
 
 LIVE_DIRECTORY = "live"
-_LOCK_NAME = "lock"
 _SEALED_SHARE = 8  # a segment grows to this part of `max_tokens`, so that eviction takes little at a time …
 _MAX_SEALED_TOKENS = 2**20  # … and to no more than is sorted in a fraction of a second
 _MAX_MAPPED_SEGMENTS = 16384  # Linux lets a process have 65530 mappings, and the pool beside it has many
@@ -170,7 +167,7 @@ class LiveStore:
         infos = dict(manifest.segments)
         for (group, provenance), texts in self._texts(documents).items():
             names = overall if group is None else groups.setdefault(group, [])
-            joined = self._short_segments(names, infos, provenance, sum(map(len, texts)))
+            joined = self._short_segments(names, infos, provenance, sum(len(text.tokens) for text in texts))
             name, info = self._write([*self._documents(joined), *texts], provenance)
             names[:] = [other for other in names if other not in joined] + [name]
             infos.pop(name, None)  # the order of `infos` is that in which they were written
@@ -179,14 +176,14 @@ class LiveStore:
 
     def _texts(
         self, documents: Sequence[LiveDocument]
-    ) -> dict[tuple[str | None, Provenance], list[np.ndarray]]:
+    ) -> dict[tuple[str | None, Provenance], list[PoolDocument]]:
         """The new documents of every (group, provenance), the group None being everybody's."""
-        texts: dict[tuple[str | None, Provenance], list[np.ndarray]] = {}
-        for tokens, group, provenance in documents:
+        texts: dict[tuple[str | None, Provenance], list[PoolDocument]] = {}
+        for tokens, group, provenance, key in documents:
             if group is not None:
-                texts.setdefault((group, provenance), []).append(tokens)
+                texts.setdefault((group, provenance), []).append(PoolDocument(tokens, key))
             if self._has_global:
-                texts.setdefault((None, provenance), []).append(tokens)
+                texts.setdefault((None, provenance), []).append(PoolDocument(tokens, key))
         return texts
 
     def _short_segments(
@@ -202,15 +199,21 @@ class LiveStore:
             num_tokens += length
         return joined
 
-    def _documents(self, names: Iterable[str]) -> Iterator[np.ndarray]:
+    def _documents(self, names: Iterable[str]) -> Iterator[PoolDocument]:
         for name in names:
             segment = Segment.open(self.directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
             segment.verify_checksum()  # or damage would get a checksum of its own in the new segment
-            yield from segment.documents()
+            yield from segment.keyed_documents()
 
-    def _write(self, documents: list[np.ndarray], provenance: Provenance) -> tuple[str, SegmentInfo]:
+    def _write(self, documents: list[PoolDocument], provenance: Provenance) -> tuple[str, SegmentInfo]:
         directory = self.directory / SEGMENTS_DIRECTORY
-        segment = write_segment(directory, documents, tokenizer=self._tokenizer, provenance=provenance)
+        segment = write_segment(
+            directory,
+            [document.tokens for document in documents],
+            keys=[document.key for document in documents],
+            tokenizer=self._tokenizer,
+            provenance=provenance,
+        )
         header = segment.header
         return segment.name, SegmentInfo(
             header.num_documents, header.num_tokens, segment.num_bytes, header.provenance
@@ -306,7 +309,7 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         OSError: the directory has gone, cannot be written to, or is on a file system without locks.
     """
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped with the descriptor, or with the process
         yield

@@ -1,9 +1,15 @@
-"""Telling who replaces a pool that somebody still reads the old one."""
+"""Who reads a pool, and who changes it: readers keep old files in place, and only one changes it at a time."""
 
 import fcntl
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vllm_dare.errors import PoolError
+
+LOCK_NAME = "lock"
 
 
 class ReadLock:
@@ -26,6 +32,24 @@ def is_read(directory: Path) -> bool:
         return not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def changing(directory: Path) -> Iterator[None]:
+    """Keep other processes from changing the pool until the block ends; readers go on reading.
+
+    Raises:
+        PoolError: another one is at it.
+    """
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            raise PoolError(
+                f"Another process is changing the pool {directory}; try again when it has finished."
+            )
+        yield
+    finally:
+        os.close(descriptor)  # which drops the lock, as the end of the process does
 
 
 def _lock(descriptor: int, operation: int) -> bool:
