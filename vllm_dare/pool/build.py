@@ -82,9 +82,8 @@ def build_pool(
     """
     check_output(output, overwrite)
     encoder = load_tokenizer(tokenizer)
-    corpus = _Corpus(tokenizer_info(encoder, tokenizer), global_segment, bad_rows or BadRows())
-    for document, token_ids in _encoded(documents, encoder, read_progress):
-        corpus.add(document, token_ids)
+    corpus = Corpus(tokenizer_info(encoder, tokenizer), global_segment, bad_rows or BadRows())
+    corpus.add_all(documents, encoder, read_progress)
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
     manifest = write_pool(
@@ -99,13 +98,18 @@ def build_pool(
 
 
 def _encoded(
-    documents: Iterable[Document], tokenizer: "Tokenizer", progress: Callable[[int], None] | None
+    documents: Iterable[Document], tokenizer: "Tokenizer | None", progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Document, np.ndarray]]:
     """Each document with its token ids, int32[length]."""
     remaining, num_read = iter(documents), 0
     while batch := list(islice(remaining, _BATCH_DOCUMENTS)):
         texts = [document.text or "" for document in batch if document.token_ids is None]
-        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        if texts and tokenizer is None:
+            source = next(document.source for document in batch if document.token_ids is None)
+            raise PoolError(
+                f"{source} has text and no token_ids; name the pool's tokenizer with --tokenizer."
+            )
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False) if tokenizer else ())
         for document in batch:
             if document.token_ids is not None:
                 yield document, document.token_ids
@@ -117,8 +121,8 @@ def _encoded(
 
 
 @dataclass
-class _Corpus:
-    """The documents of a pool to be.
+class Corpus:
+    """The documents of a pool to be; of several with one id the last one counts.
 
     Attributes:
         entries: (kinds that the id may be, id) to (token ids, group); a later document replaces an
@@ -134,7 +138,21 @@ class _Corpus:
     num_duplicates: int = 0
     num_empty: int = 0
 
-    def add(self, document: Document, token_ids: np.ndarray) -> None:
+    def add_all(
+        self,
+        documents: Iterable[Document],
+        tokenizer: "Tokenizer | None",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take in documents; without a tokenizer, such as have token_ids.
+
+        Raises:
+            PoolError: one cannot be used.
+        """
+        for document, token_ids in _encoded(documents, tokenizer, progress):
+            self._add(document, token_ids)
+
+    def _add(self, document: Document, token_ids: np.ndarray) -> None:
         if not len(token_ids):
             self.num_empty += 1
             return
@@ -150,6 +168,7 @@ class _Corpus:
     def content(
         self, assignments: Iterable[Assignment] | None, provenance: Provenance, model: str | None
     ) -> PoolContent:
+        """What goes into the pool; ``assignments`` win over the documents' groups."""
         groups: dict[str, list[PoolDocument]] = {}
         overall: list[PoolDocument] = []
         for (_, document_id), (token_ids, group) in self.entries.items():

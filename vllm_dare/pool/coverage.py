@@ -118,7 +118,10 @@ def _passages(kept: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> lis
     return [
         Passage(number, begin, end)
         for number, begin, end in zip(
-            numbers.tolist(), (begins - starts[numbers]).tolist(), (ends - starts[numbers]).tolist(), strict=True
+            numbers.tolist(),
+            (begins - starts[numbers]).tolist(),
+            (ends - starts[numbers]).tolist(),
+            strict=True,
         )
     ]
 

@@ -10,22 +10,24 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
-from vllm_dare.pool.lock import LOCK_NAME, is_read
+from vllm_dare.pool.lock import is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
+    SEGMENTS_DIRECTORY,
     Manifest,
     SegmentInfo,
     is_pool,
     read_manifest,
     write_manifest,
 )
-from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
+from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import PoolDocument, Provenance, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, remove_unreferenced, write_pool
 
 LIVE_DIRECTORY = "live"
+_LOCK_NAME = "lock"
 _SEALED_SHARE = 8  # a segment grows to this part of `max_tokens`, so that eviction takes little at a time …
 _MAX_SEALED_TOKENS = 2**20  # … and to no more than is sorted in a fraction of a second
 _MAX_MAPPED_SEGMENTS = 16384  # Linux lets a process have 65530 mappings, and the pool beside it has many
@@ -309,7 +311,7 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         OSError: the directory has gone, cannot be written to, or is on a file system without locks.
     """
-    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped with the descriptor, or with the process
         yield

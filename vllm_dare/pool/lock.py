@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
-
-LOCK_NAME = "lock"
+from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY
 
 
 class ReadLock:
@@ -41,7 +40,7 @@ def changing(directory: Path) -> Iterator[None]:
     Raises:
         PoolError: another one is at it.
     """
-    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(directory / SEGMENTS_DIRECTORY, os.O_RDONLY)  # readers lock the directory
     try:
         if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise PoolError(

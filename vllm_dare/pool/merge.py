@@ -66,7 +66,7 @@ def pool_content(pools: Sequence[RetrievalPool]) -> PoolContent:
         groups=groups,
         global_documents=_documents(s for p in pools for s in _every_document(p)) if has_global else None,
         assignments=_assignments(pools) if has_assignments else None,
-        provenance=_provenance({segment.header.provenance for segment in segments}),
+        provenance=least_trusted({segment.header.provenance for segment in segments}),
         model=models.pop() if len(models) == 1 else None,
         blend=pools[0].manifest.blend if len(pools) == 1 else None,
         pivots=pools[0].manifest.pivots if len(pools) == 1 else None,
@@ -92,7 +92,8 @@ def _assignments(pools: Sequence[RetrievalPool]) -> Iterator[tuple[int, str]]:
             yield from pool.assignments.items()
 
 
-def _provenance(found: set[Provenance]) -> Provenance:
+def least_trusted(found: set[Provenance]) -> Provenance:
+    """What texts of several provenances count as together."""
     if "relaxed" in found:
         return "relaxed"
     return found.pop() if len(found) == 1 else "external"

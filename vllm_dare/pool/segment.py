@@ -15,7 +15,13 @@ from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
 
 SEGMENT_FORMAT_VERSION = 2
 _KIND = "segment"
-_LAYOUT = {"document_keys": "U64", "tokens": "I32", "suffix_array": "I32", "heads": "I32", "head_starts": "I32"}
+_LAYOUT = {
+    "document_keys": "U64",
+    "tokens": "I32",
+    "suffix_array": "I32",
+    "heads": "I32",
+    "head_starts": "I32",
+}
 
 __all__ = ["SEPARATOR", "PoolDocument", "Provenance", "Segment", "SegmentHeader", "write_segment"]
 

@@ -14,6 +14,7 @@ from vllm_dare.pool.files import sync_directory
 from vllm_dare.pool.lock import ReadLock, changing, is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
+    SEGMENTS_DIRECTORY,
     Manifest,
     SegmentInfo,
     is_pool,
@@ -21,7 +22,7 @@ from vllm_dare.pool.manifest import (
     write_manifest,
 )
 from vllm_dare.pool.pivots import encode, find_pivots
-from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
+from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import PoolDocument, Provenance, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
