@@ -346,8 +346,6 @@ def draft_chain(  # type: ignore[no-untyped-def]
         if number == 0:
             return i
         chosen = _choose(tally[2], number, _point(seed, size + i))
-        if tally[2][chosen] == 0.0:
-            return i
         token = tally[0][chosen]
         if token == SEPARATOR:
             token = np.int32(end_token)
