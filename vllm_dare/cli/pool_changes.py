@@ -121,7 +121,7 @@ def drop(
         str | None, typer.Option("--id", help="The id, be it a user's, an item's or neither's.")
     ] = None,
 ) -> None:
-    """Remove the text of one user, item or id from a pool, in place, and from what engines learned into it."""
+    """Remove the text of one user, item or id from a pool, in place, and from what was learned into it."""
     from vllm_dare.pool.assignments import entity_hash
     from vllm_dare.pool.drop import drop_documents
 

@@ -103,8 +103,9 @@ def entity_hash(kind: EntityKind | Literal["document"], entity_id: str | int) ->
 
 
 def document_key(group: str | None, document_id: str) -> int:
-    """The 64-bit key by which a pool knows a document: that of its user or item, or, if its group does not say
-    which of them it is about, one of its own kind.
+    """The 64-bit key by which a pool knows a document.
+
+    It is that of its user or item, or, if its group does not say which of them it is about, of its own kind.
     """
     kinds = kinds_of_group(group or "")
     return entity_hash(kinds[0] if len(kinds) == 1 else "document", document_id)

@@ -106,9 +106,7 @@ def _encoded(
         texts = [document.text or "" for document in batch if document.token_ids is None]
         if texts and tokenizer is None:
             source = next(document.source for document in batch if document.token_ids is None)
-            raise PoolError(
-                f"{source} has text and no token_ids; name the pool's tokenizer with --tokenizer."
-            )
+            raise PoolError(f"{source} has no token_ids; name the tokenizer of its text with --tokenizer.")
         encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False) if tokenizer else ())
         for document in batch:
             if document.token_ids is not None:

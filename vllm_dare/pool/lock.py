@@ -1,4 +1,4 @@
-"""Who reads a pool, and who changes it: readers keep old files in place, and only one changes it at a time."""
+"""Who reads a pool and who changes it: readers keep old files in place, and one at a time may change it."""
 
 import fcntl
 import os

@@ -11,7 +11,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.lock import changing
-from vllm_dare.pool.manifest import Manifest, check_is_pool, is_pool
+from vllm_dare.pool.manifest import Manifest, check_is_pool
 from vllm_dare.pool.merge import check_tokenizers, least_trusted, pool_content
 from vllm_dare.pool.pivots import encode, find_pivots
 from vllm_dare.pool.pool import RetrievalPool
@@ -61,8 +61,8 @@ def refresh_pool(
 
     Killed at any moment, this leaves the old pool or the new one. Documents are in the order of their age,
     those of ``new`` last. One whose id the pool has replaces what is there under that id; of text without an
-    id, the same text does. The budget bounds the global segment, and all groups together. The oldest documents
-    go first; what goes from the global segment goes from its group. Without a global segment, or where that
+    id, the same text does. The budget bounds the global segment, and all groups together. The oldest
+    documents go first; what goes from the global segment goes from its group. Without a global segment, or where that
     is not enough, each group keeps its share of the budget.
 
     Args:
@@ -70,8 +70,8 @@ def refresh_pool(
         new: files as `read_documents` takes them, and pool directories, such as ``pool/live``.
         num_tokens: the budget.
         tokenizer: the pool's, see `load_tokenizer`; None if all files hold token_ids.
-        prune: whether to keep the passages that help drafting most, see `vllm_dare.pool.prune`, instead of the
-            newest documents. The blend stays that of the pool.
+        prune: whether to keep the passages that help drafting most, see `vllm_dare.pool.prune`, instead of
+            the newest documents. The blend stays that of the pool.
         bad_rows: what to do with a document that cannot be used; None stops at the first.
         sort_progress: called with the number of tokens sorted so far, and in all.
 
