@@ -62,8 +62,8 @@ def refresh_pool(
     Killed at any moment, this leaves the old pool or the new one. Documents are in the order of their age,
     those of ``new`` last. One whose id the pool has replaces what is there under that id; of text without an
     id, the same text does. The budget bounds the global segment, and all groups together. The oldest
-    documents go first; what goes from the global segment goes from its group. Without a global segment, or where that
-    is not enough, each group keeps its share of the budget.
+    documents go first; what goes from the global segment goes from its group. Without a global segment, or
+    where that is not enough, each group keeps its share of the budget.
 
     Args:
         directory: the pool.
