@@ -35,9 +35,7 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--tokenizer", default="mistral-v1")
-    parser.add_argument(
-        "--shares", default="5,10,20,30,50", help="percent of the tokens, separated by commas"
-    )
+    parser.add_argument("--shares", default="5,10,20,30,50", help="percent of the tokens, by commas")
     parser.add_argument("--limit", type=int, help="held-out documents to walk")
     parser.add_argument("--hold-out", type=int, help="so many documents of the train part")
     arguments = parser.parse_args()

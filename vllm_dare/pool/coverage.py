@@ -10,8 +10,8 @@ price, the passages of most value net of cost, given all that is kept already (t
 and Vondrák, 2014). Among equals the newest documents win, since they are asked first. What the budget leaves
 after all text that recurs goes to the newest of the rest.
 
-N-grams are known by hashes in a table of bounded size; where two share a place they count as one, which makes
-the choice a little worse and nothing wrong.
+N-grams are known by hashes in a table of bounded size. Where it is too full, some share a place and count as
+one, which makes the choice a little worse and nothing wrong.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,8 @@ _MOST_DOCUMENTS = 4096  # an n-gram that more documents have is worth no more
 _PRICE_FALLS = 0.7
 _LEAST_PRICE = 2**-10
 _SLOTS_PER_TOKEN = 16
-_MIN_SLOTS, _MAX_SLOTS = 2**16, 2**28  # of 7 bytes
+_MIN_SLOTS, _MAX_SLOTS = 2**16, 2**28  # of 11 bytes
+_PROBES = 8
 # The worth of an n-gram by the number of other documents that have it, and of a copy by those before it.
 _WORTH = np.sqrt(np.arange(_MOST_DOCUMENTS + 1))
 _FRESH = _DISCOUNT ** np.arange(256.0)
@@ -55,8 +56,8 @@ def choose_passages(
 ) -> list[Passage]:
     """The passages to keep, in the order of the documents.
 
-    Time and memory are linear in the tokens: some ten passes over them; 5 bytes a token, and up to 1.9 GB for
-    what is known of n-grams.
+    Time and memory are linear in the tokens: some ten passes over them; 5 bytes a token, and up to 350 (in
+    all, up to 3 GB) for what is known of n-grams.
 
     Args:
         documents: each int32[length], the oldest first.
@@ -77,12 +78,12 @@ def choose_passages(
     starts = np.concatenate([[0], np.cumsum(lengths)])
     kept = np.zeros(total, np.bool_)
     slots = _num_slots(total)
-    others = _count_others(tokens, starts, slots)
-    copies = np.zeros(slots, np.uint8)
+    tags, copies = np.zeros(slots, np.uint32), np.zeros(slots, np.uint8)
+    others = _count_others(tokens, starts, tags)
     num_kept, is_full = 0, False
     price = float(_WORTH[others.max()] * _SHARES.sum())
     while price > _LEAST_PRICE and not is_full:
-        num_kept, is_full = _keep_at(price, tokens, starts, others, copies, kept, num_kept, budget)
+        num_kept, is_full = _keep_at(price, tokens, starts, tags, others, copies, kept, num_kept, budget)
         price *= _PRICE_FALLS
         if progress is not None:
             progress(num_kept, budget)
@@ -127,13 +128,14 @@ def _passages(kept: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> lis
 
 
 @njit(cache=CACHE, nogil=True)
-def _find_slots(tokens, powers, mask, hashes, slots):  # type: ignore[no-untyped-def]
+def _find_slots(tokens, powers, tags, hashes, slots):  # type: ignore[no-untyped-def]
     """Where the n-grams of one document are in the table.
 
     Args:
         tokens: int32[n], the document.
         powers: uint64[lengths], `_BASE` to the power of each of `_LENGTHS`.
-        mask: number of slots, a power of two, less one.
+        tags: uint32[slots, a power of two], a part of the hash of the n-gram that has the slot, 0 for none;
+            new ones are put in.
         hashes: uint64[> n], scratch.
         slots: int64[> n, lengths], receives the slot of the n-gram that ends with each token; -1 where the
             document is not long enough before it.
@@ -148,7 +150,19 @@ def _find_slots(tokens, powers, mask, hashes, slots):  # type: ignore[no-untyped
                 continue
             code = (hashes[i + 1] - hashes[i + 1 - n] * powers[k]) ^ np.uint64(n)
             code = (code ^ (code >> np.uint64(31))) * _STIR
-            slots[i, k] = np.int64((code ^ (code >> np.uint64(29))) & np.uint64(mask))
+            slots[i, k] = _slot(tags, code ^ (code >> np.uint64(29)))
+
+
+@njit(cache=CACHE, nogil=True)
+def _slot(tags, code):  # type: ignore[no-untyped-def]
+    tag = np.uint32(code >> np.uint64(32)) | np.uint32(1)
+    for probe in range(_PROBES):
+        slot = np.int64((code + np.uint64(probe)) & np.uint64(tags.size - 1))
+        if tags[slot] == 0:
+            tags[slot] = tag
+        if tags[slot] == tag:
+            break
+    return slot
 
 
 @njit(cache=CACHE, nogil=True)
@@ -171,16 +185,16 @@ def _longest(starts):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=CACHE, nogil=True)
-def _count_others(tokens, starts, num_slots):  # type: ignore[no-untyped-def]
-    """In how many documents beside one an n-gram occurs, by slot: uint16[num_slots]."""
-    last = np.full(num_slots, -1, np.int32)  # the document that had it last
-    others = np.zeros(num_slots, np.uint16)
+def _count_others(tokens, starts, tags):  # type: ignore[no-untyped-def]
+    """In how many documents beside one an n-gram occurs, by slot: uint16[slots]."""
+    last = np.full(tags.size, -1, np.int32)  # the document that had it last
+    others = np.zeros(tags.size, np.uint16)
     hashes = np.empty(_longest(starts) + 1, np.uint64)
     slots = np.empty((_longest(starts) + 1, _LENGTHS.size), np.int64)
     powers = _powers()
     for d in range(starts.size - 1):
         document = tokens[starts[d] : starts[d + 1]]
-        _find_slots(document, powers, num_slots - 1, hashes, slots)
+        _find_slots(document, powers, tags, hashes, slots)
         for i in range(document.size):
             for k in range(_LENGTHS.size):
                 slot = slots[i, k]
@@ -193,10 +207,11 @@ def _count_others(tokens, starts, num_slots):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=CACHE, nogil=True)
-def _keep_at(price, tokens, starts, others, copies, kept, num_kept, budget):  # type: ignore[no-untyped-def]
+def _keep_at(price, tokens, starts, tags, others, copies, kept, num_kept, budget):  # type: ignore[no-untyped-def]
     """One pass: every document, the newest first, keeps what is worth its price.
 
     Args:
+        tags: see `_find_slots`.
         others, copies: by slot, see `_count_others`, and how often kept passages have the n-gram.
         kept: bool[tokens]; copies and kept are brought up to date.
         num_kept: how many tokens are kept; never above ``budget``.
@@ -214,7 +229,7 @@ def _keep_at(price, tokens, starts, others, copies, kept, num_kept, budget):  # 
     for d in range(starts.size - 2, -1, -1):
         document = tokens[starts[d] : starts[d + 1]]
         have = kept[starts[d] : starts[d + 1]]
-        _find_slots(document, powers, others.size - 1, hashes, slots)
+        _find_slots(document, powers, tags, hashes, slots)
         number = _best_passages(price, have, slots, others, copies, came_from, chosen)
         if number == 0:
             continue
@@ -244,7 +259,7 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
         How many tokens are new.
     """
     num_states = _LENGTHS[-1] + 1
-    if not _is_any_worth(price, slots[: have.size], others, copies):
+    if not _is_any_worth(price, have, slots, others, copies):
         return 0
     best, after = np.full(num_states, -np.inf), np.empty(num_states)
     best[0] = 0.0
@@ -284,15 +299,15 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
 
 
 @njit(cache=CACHE, nogil=True)
-def _is_any_worth(price, slots, others, copies):  # type: ignore[no-untyped-def]
-    """Whether any token is worth the price at least with all n-grams that end with it."""
-    for i in range(len(slots)):
+def _is_any_worth(price, have, slots, others, copies):  # type: ignore[no-untyped-def]
+    """Whether any token is worth the price with all n-grams that end with it, or may complete kept passages."""
+    for i in range(have.size):
         value = 0.0
         for k in range(_LENGTHS.size):
             slot = slots[i, k]
             if slot >= 0:
                 value += _SHARES[k] * _WORTH[others[slot]] * _FRESH[copies[slot]]
-        if value > price:
+        if have[i] or value > price:
             return True
     return False
 
