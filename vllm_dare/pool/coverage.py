@@ -300,7 +300,7 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
 
 @njit(cache=CACHE, nogil=True)
 def _is_any_worth(price, have, slots, others, copies):  # type: ignore[no-untyped-def]
-    """Whether any token is worth the price with all n-grams that end with it, or may complete kept passages."""
+    """Whether any token may be worth the price, by all n-grams that end with it or by joining passages."""
     for i in range(have.size):
         value = 0.0
         for k in range(_LENGTHS.size):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import document_key
 from vllm_dare.pool.build import BuildReport, build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
@@ -111,6 +112,14 @@ def test_without_a_global_segment_each_document_needs_a_group(make_pool: MakePoo
     with RetrievalPool.open(output) as pool:
         assert pool.global_segments() == ()
         assert len(texts(pool.group_segments("users/1"))) == 2
+
+
+def test_a_document_is_as_new_as_the_last_text_of_its_id(make_pool: MakePool) -> None:
+    output, _ = make_pool("pool", [("1", "a", None), ("2", "b", None), ("1", "c", None)])
+    with RetrievalPool.open(output) as pool:
+        assert texts(pool.global_segments()) == [[2], [3]]
+        keys = pool.global_segments()[0].document_keys.tolist()
+    assert keys == [document_key(None, "2"), document_key(None, "1")]
 
 
 def test_groups_above_the_bound_are_split_between_documents(make_pool: MakePool) -> None:
