@@ -2,13 +2,15 @@
 
 A token can be drafted if it stands in the pool after the same tokens. So what a passage is worth is told by
 its n-grams, of a few lengths: one that occurs in D documents helps D - 1 others to be drafted. The value of a
-set of passages is the sum over its n-grams of sqrt(D - 1), for the first copy of each, and `_DISCOUNT` times
-as much for every further copy than for the one before: how often a text goes on in which way matters less
-than that the pool has it. That is a weighted coverage, monotone and submodular, and is maximized greedily
-under the budget of tokens: with a price per token that falls from pass to pass, each document keeps, at that
-price, the passages of most value net of cost, given all that is kept already (threshold greedy: Badanidiyuru
-and Vondrák, 2014). Among equals the newest documents win, since they are asked first. What the budget leaves
-after all text that recurs goes to the newest of the rest.
+set of passages is the sum over its n-grams of sqrt(D - 1), or of `_UNIQUE` for what one document alone has, of
+which some will come again. That holds for the first copy; every further one is worth `_DISCOUNT` times what
+the one before is: how often a text goes on in which way matters less than that the pool has it.
+
+This is a weighted coverage, monotone and submodular, and is maximized greedily under the budget of tokens:
+with a price per token that falls from pass to pass, each document keeps, at that price, the passages of most
+value net of cost, given all that is kept already (threshold greedy: Badanidiyuru and Vondrák, 2014). Among
+equals the newest documents win, since they are asked first, and what is left of the budget in the end goes to
+the newest text.
 
 N-grams are known by hashes in a table of bounded size. Where it is too full, some share a place and count as
 one, which makes the choice a little worse and nothing wrong.
@@ -26,6 +28,7 @@ from vllm_dare.pool.kernels import CACHE
 # Lengths of n-grams, and the share of each in a token's value.
 _LENGTHS = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 _SHARES = np.array([4.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0])
+_UNIQUE = 0.15
 _DISCOUNT = 0.02
 _MOST_DOCUMENTS = 4096  # an n-gram that more documents have is worth no more
 _PRICE_FALLS = 0.7
@@ -34,7 +37,7 @@ _SLOTS_PER_TOKEN = 16
 _MIN_SLOTS, _MAX_SLOTS = 2**16, 2**28  # of 11 bytes
 _PROBES = 8
 # The worth of an n-gram by the number of other documents that have it, and of a copy by those before it.
-_WORTH = np.sqrt(np.arange(_MOST_DOCUMENTS + 1))
+_WORTH = np.concatenate([[_UNIQUE], np.sqrt(np.arange(1, _MOST_DOCUMENTS + 1))])
 _FRESH = _DISCOUNT ** np.arange(256.0)
 _SHORTEST = 2  # tokens: one to be found by, one to draft
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -87,8 +90,7 @@ def choose_passages(
         price *= _PRICE_FALLS
         if progress is not None:
             progress(num_kept, budget)
-    if not is_full:
-        _fill_up(kept, budget - num_kept)
+    _fill_up(kept, budget - num_kept)
     if progress is not None:
         progress(budget, budget)
     return _passages(kept, starts)
