@@ -2,7 +2,7 @@
 
 A token can be drafted if it stands in the pool after the same tokens. So what a passage is worth is told by
 its n-grams, of a few lengths: one that occurs in D documents helps D - 1 others to be drafted. The value of a
-set of passages is the sum over its n-grams of sqrt(D - 1), or of `_UNIQUE` for what one document alone has, of
+set of passages is the sum over its n-grams of sqrt(D - 1), or `_UNIQUE` for what one document alone has, of
 which some will come again. That holds for the first copy; every further one is worth `_DISCOUNT` times what
 the one before is: how often a text goes on in which way matters less than that the pool has it.
 
@@ -30,6 +30,7 @@ _LENGTHS = np.array([2, 3, 4, 6, 8, 12, 16, 24])
 _SHARES = np.array([4.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0])
 _UNIQUE = 0.15
 _DISCOUNT = 0.02
+_BEGIN_COST = 1.5  # tokens: for the 12 bytes of its end and its key, beside 8 for each token
 _MOST_DOCUMENTS = 4096  # an n-gram that more documents have is worth no more
 _PRICE_FALLS = 0.7
 _LEAST_PRICE = 2**-10
@@ -249,7 +250,8 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
     """What a document keeps at a price: the best path through it (Viterbi).
 
     The state after a token is the length of the passage that ends with it, 0 if it is not kept, up to the
-    longest n-gram. Taking a token is worth the n-grams that it completes within its passage, less the price;
+    longest n-gram. Taking a token is worth the n-grams that it completes within its passage, less the price,
+    and beginning a passage with a new token costs `_BEGIN_COST` times the price;
     tokens that are kept already stay, cost nothing, and are worth what is new.
 
     Args:
@@ -286,6 +288,8 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
             if s == num_states - 1 and best[s] > best[before]:
                 before = s
             after[s] = best[before] + value
+            if s == 1 and not have[i]:
+                after[s] -= price * _BEGIN_COST
             came_from[i, s] = before
         best, after = after, best
     state = 0

@@ -64,7 +64,7 @@ def net_value(
     for i, taken in enumerate(chosen):
         run = run + 1 if taken else 0
         before = before + 1 if have[i] else 0
-        value -= price * (taken and not have[i])
+        value -= price * (taken and not have[i]) * (1.0 if run > 1 else 1.0 + coverage._BEGIN_COST)
         for k, n in enumerate(LENGTHS):
             if before < n <= run:
                 value += (
