@@ -34,7 +34,7 @@ _BEGIN_COST = 1.5  # tokens: for the 12 bytes of its end and its key, beside 8 f
 _MOST_DOCUMENTS = 4096  # an n-gram that more documents have is worth no more
 _PRICE_FALLS = 0.7
 _LEAST_PRICE = 2**-10
-_SLOTS_PER_TOKEN = 16
+_SLOTS_PER_TOKEN = 8
 _MIN_SLOTS, _MAX_SLOTS = 2**16, 2**28  # of 11 bytes
 _PROBES = 8
 # The worth of an n-gram by the number of other documents that have it, and of a copy by those before it.
@@ -60,7 +60,7 @@ def choose_passages(
 ) -> list[Passage]:
     """The passages to keep, in the order of the documents.
 
-    Time and memory are linear in the tokens: some ten passes over them; 5 bytes a token, and up to 350 (in
+    Time and memory are linear in the tokens: some ten passes over them; 5 bytes a token, and up to 176 (in
     all, up to 3 GB) for what is known of n-grams.
 
     Args:
