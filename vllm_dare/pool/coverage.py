@@ -60,8 +60,8 @@ def choose_passages(
 ) -> list[Passage]:
     """The passages to keep, in the order of the documents.
 
-    Time and memory are linear in the tokens: some ten passes over them; 5 bytes a token, and up to 176 (in
-    all, up to 3 GB) for what is known of n-grams.
+    Time and memory are linear in the tokens: some twenty passes over them; 5 bytes a token, and up to 176
+    (in all, up to 3 GB) for what is known of n-grams.
 
     Args:
         documents: each int32[length], the oldest first.
@@ -250,9 +250,9 @@ def _best_passages(price, have, slots, others, copies, came_from, chosen):  # ty
     """What a document keeps at a price: the best path through it (Viterbi).
 
     The state after a token is the length of the passage that ends with it, 0 if it is not kept, up to the
-    longest n-gram. Taking a token is worth the n-grams that it completes within its passage, less the price,
-    and beginning a passage with a new token costs `_BEGIN_COST` times the price;
-    tokens that are kept already stay, cost nothing, and are worth what is new.
+    longest n-gram. Taking a token is worth the n-grams that it completes within its passage, less the price;
+    beginning a passage with a new token costs `_BEGIN_COST` times the price on top. Tokens that are kept
+    already stay, cost nothing, and are worth what is new.
 
     Args:
         have: bool[n], which tokens are kept already.
