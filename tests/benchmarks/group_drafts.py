@@ -1,7 +1,7 @@
-"""Whether groups draft better than chance: groups of equal size against random ones, and users placed anew.
+"""Whether groups draft better than chance, at equal size, and what placing users anew costs.
 
-    .venv/bin/python -m tests.benchmarks.group_drafts --documents user_knowledge.jsonl.gz --split splits.json \\
-        --groups groups/ other.csv --documents-per-group 100,600
+    .venv/bin/python -m tests.benchmarks.group_drafts --documents user_knowledge.jsonl.gz \\
+        --split splits.json --groups groups/ other.csv --documents-per-group 100,600
     .venv/bin/python -m tests.benchmarks.group_drafts ... --groups groups/ --interactions interactions.csv.gz
 
 Each --groups is a table of assignments, or a directory that `vllm-dare group users` wrote. Of every group so
@@ -33,6 +33,7 @@ from vllm_dare.evaluation.walk import walk
 from vllm_dare.pool.assignment_file import read_assignments
 from vllm_dare.pool.group_inputs import assignment_table, group_router
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.writer import PoolContent, write_pool
 from vllm_dare.routing.interactions import Columns, read_positives
 from vllm_dare.routing.router import Query, Router
@@ -83,10 +84,9 @@ def _compare_with_random(
         groups = {group: rng.choice(members[group], size, replace=False).tolist() for group in sorted(large)}
         chance = {group: rng.choice(train, size, replace=False).tolist() for group in sorted(large)}
         where = [group_of[user] for user in users]
-        for found, pools in ((steps, groups), (random_steps, chance)):
-            written, taken = _steps(corpus, pools, users, where)
-            found += taken
-        tokens += written
+        written, taken = _steps(corpus, groups, users, where)
+        _, random_taken = _steps(corpus, chance, users, where)
+        tokens, steps, random_steps = tokens + written, steps + taken, random_steps + random_taken
     gain = estimate(lambda ours, others: others / ours - 1, steps, random_steps)
     assert gain is not None
     print(
@@ -119,8 +119,8 @@ def _compare_placing(
     same = np.mean([one == other for one, other in zip(placed, where, strict=True)])
     shares = np.array([len(ids) for ids in members.values()]) / sum(map(len, members.values()))
     print(
-        f"{path.name}, {len(users)} users placed by {FEW} items: {same:.1%} where all their items lead (chance "
-        f"{(shares**2).sum():.1%}); {tokens.sum() / placed_steps.sum():.3f} tokens per step, "
+        f"{path.name}, {len(users)} users placed by {FEW} items: {same:.1%} where all their items lead "
+        f"(chance {(shares**2).sum():.1%}); {tokens.sum() / placed_steps.sum():.3f} tokens per step, "
         f"{tokens.sum() / steps.sum():.3f} placed by all their items: {loss.value:+.1%} "
         f"({loss.low:+.1%} to {loss.high:+.1%})",
         flush=True,
@@ -148,11 +148,14 @@ def _liked(interactions: Path) -> dict[str, list[str]]:
 def _steps(
     corpus: Corpus, members: Members, users: Sequence[str], where: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64[users] each: tokens written, and steps taken, with the text of the group each is drafted from."""
+    """float64[users] each: tokens written, and steps taken, with the text of each user's group."""
     with TemporaryDirectory() as folder:
         content = PoolContent(
             tokenizer=corpus.tokenizer,
-            groups={group: [corpus.texts[i].output for i in ids] for group, ids in sorted(members.items())},
+            groups={
+                group: [PoolDocument(corpus.texts[i].output) for i in ids]
+                for group, ids in sorted(members.items())
+            },
             global_documents=None,
             assignments=None,
             provenance="external",
