@@ -20,6 +20,7 @@ from vllm_dare.evaluation.replay import DareArm, replay
 from vllm_dare.evaluation.split import read_split
 from vllm_dare.evaluation.walk import Session, Text
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.writer import PoolContent, write_pool
 
 MAX_DRAFTS = 16
@@ -64,7 +65,7 @@ def _compare(corpus: Corpus, documents: Sequence[Text], held_out: Sequence[Text]
         content = PoolContent(
             tokenizer=corpus.tokenizer,
             groups={},
-            global_documents=[document.output for document in documents],
+            global_documents=[PoolDocument(document.output) for document in documents],
             assignments=None,
             provenance="external",
             model=None,

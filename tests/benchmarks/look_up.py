@@ -29,6 +29,7 @@ from vllm_dare.evaluation.split import read_split
 from vllm_dare.evaluation.tally import Tally
 from vllm_dare.evaluation.walk import Arm, Text, Tokens, walk
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.writer import PoolContent, write_pool
 
 MAX_DRAFTS = 16
@@ -87,7 +88,7 @@ def _build(corpus: Corpus, documents: Sequence[Tokens], output: Path) -> Retriev
     content = PoolContent(
         tokenizer=corpus.tokenizer,
         groups={},
-        global_documents=documents,
+        global_documents=[PoolDocument(document) for document in documents],
         assignments=None,
         provenance="external",
         model=None,

@@ -1,12 +1,13 @@
 """`vllm-dare pool …`: build, inspect, verify and merge retrieval pools."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from vllm_dare.cli.pool_changes import drop, prune, refresh
+from vllm_dare.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from vllm_dare.pool.build import BuildReport
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Retrieval pools: draft material."
 )
+app.command()(prune)
+app.command()(refresh)
+app.command()(drop)
 
 PoolDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A pool directory.")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="The pool directory to write.")]
-ProgressOf = Callable[[str], Callable[[int, int | None], None]]
 
 
 class ProvenanceChoice(StrEnum):
@@ -73,7 +76,7 @@ def build(
     from vllm_dare.pool.rows import BadRows
 
     bad_rows = BadRows(skip=skip_bad)
-    with _progress() as progress_of:
+    with progress_bars() as progress_of:
         show_read = progress_of("documents read")
         report = build_pool(
             read_documents(documents, bad_rows),
@@ -114,7 +117,7 @@ def verify(directory: PoolDirectory) -> None:
     """Check every file of a pool in full: checksums, token ids, order."""
     from vllm_dare.pool.pool import RetrievalPool
 
-    with RetrievalPool.open(directory) as pool, _progress() as progress_of:
+    with RetrievalPool.open(directory) as pool, progress_bars() as progress_of:
         pool.verify(progress_of("bytes verified"))
         num_segments = len(pool.manifest.segments)
     typer.echo(f"{directory} is intact ({num_segments:,} segment files).")
@@ -133,31 +136,9 @@ def merge(
     from vllm_dare.pool.merge import merge_pools
     from vllm_dare.pool.summary import summarize
 
-    with _progress() as progress_of:
+    with progress_bars() as progress_of:
         summary = summarize(merge_pools(inputs, output, progress=progress_of("tokens sorted")))
     typer.echo(f"Merged {len(inputs)} pools into {output}: {_contents(summary)}.")
-
-
-@contextmanager
-def _progress() -> Iterator[ProgressOf]:
-    """Bars on stderr, each added when first needed; nothing where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def progress_of(description: str) -> Callable[[int, int | None], None]:
-            task = progress.add_task(description, total=None, start=False, visible=False)
-
-            def update(done: int, total: int | None) -> None:
-                progress.start_task(task)
-                progress.update(task, completed=done, total=total, visible=True)
-
-            return update
-
-        yield progress_of
 
 
 def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> None:

@@ -112,12 +112,40 @@ def _blend(trust, kind, length, looks, places, tally, number, leftover):  # type
 
 
 @njit(inline="always")
+def _forget_end(tally, number):  # type: ignore[no-untyped-def]
+    """Drop what was counted for the end of documents; returns how much that was."""
+    for c in range(number):
+        if tally[0][c] == SEPARATOR:
+            forgotten = int(tally[1][c])
+            tally[1][c] = 0.0
+            return forgotten
+    return 0
+
+
+@njit(inline="always")
 def _weigh(  # type: ignore[no-untyped-def]  # noqa: PLR0912
-    cache, table, trust, text, context, base, end, ranges, firsts, own, num_places, tally, seen, actual, trace
+    cache,
+    table,
+    trust,
+    text,
+    context,
+    base,
+    end,
+    ranges,
+    firsts,
+    own,
+    num_places,
+    tally,
+    seen,
+    has_end,
+    actual,
+    trace,
 ):
     """Blend the tokens that may follow context[:end] into `tally`; returns (candidates, trace rows).
 
     Args:
+        has_end: whether the end of documents is among the tokens that may follow. Without it, the places
+            where a document ends count for nothing: of a pruned pool most are no ends of texts.
         actual, trace: with float64[rows, 2] of more than no rows, all contexts are blended, and of each the
             index into the trust table and the share of the token `actual` are put down.
     """
@@ -158,6 +186,8 @@ def _weigh(  # type: ignore[no-untyped-def]  # noqa: PLR0912
                     tally,
                     number,
                 )
+            if not has_end:
+                looks -= _forget_end(tally, number)
             if places <= seen[kind] or looks == 0:
                 counts[:number] = 0.0
                 continue
@@ -252,7 +282,8 @@ def draft_chain(  # type: ignore[no-untyped-def]
         seed: 0 drafts the likeliest token at every position, which is best where the target decides alone.
             Any other number draws among the candidates, each seed in its own way: where a relaxed rule lets
             drafts decide wording, always the likeliest would give all texts the commonest one.
-        end_token: drafted, as the chain's last, where documents end; below 0 the chain ends before it.
+        end_token: drafted, as the chain's last, where documents end; below 0 none is, and chains go on as
+            other documents do.
         vocab_size: ids from here on are never drafted.
         draft: int32[>= limit], receives the chain.
         survival: float32[>= limit], receives the estimated probability that the chain is right up to and
@@ -304,6 +335,7 @@ def draft_chain(  # type: ignore[no-untyped-def]
             num_places,
             tally,
             seen,
+            end_token >= 0,
             actual,
             trace,
         )

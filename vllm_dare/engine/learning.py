@@ -30,12 +30,14 @@ class Written:
         group: the group that drafted for it; None without one.
         relaxed: whether its drafts were verified under a relaxed rule.
         max_tokens: the most it may write.
+        key: of the user or item it names, see `vllm_dare.pool.assignments.document_key`; 0 if it names none.
     """
 
     request: Any
     group: str | None
     relaxed: bool
     max_tokens: int
+    key: int = 0
 
 
 class Learner:
@@ -118,7 +120,7 @@ class Learner:
         tokens = _output(written, self._vocab_size)
         if tokens is None:
             return None
-        return LiveDocument(tokens, written.group, "relaxed" if written.relaxed else "strict")
+        return LiveDocument(tokens, written.group, "relaxed" if written.relaxed else "strict", written.key)
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1

@@ -22,6 +22,7 @@ from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.metrics_file import MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.watch import PoolWatch
 from vllm_dare.request import RequestOptions
@@ -48,6 +49,8 @@ class _RequestState:
     max_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
     group: str | None
+    # Of the user or item that it names, see `vllm_dare.pool.segment.PoolDocument`.
+    key: int
     # For the draft budget, see `vllm_dare.drafting.budget`.
     kind: int
     sends_whole_chains: bool
@@ -380,6 +383,7 @@ class DareProposer:
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
             group=group,
+            key=_document_key(options.query),
             kind=kind_of(sampled, rule.relaxes),
             # With a seed, the text must not depend on the load.
             sends_whole_chains=(sampled or rule.relaxes) and params.seed is not None,
@@ -430,7 +434,7 @@ class DareProposer:
         if self._learner is not None:
             self._learner.learn(
                 [
-                    Written(state.request, state.group, state.rule.relaxes, state.max_tokens)
+                    Written(state.request, state.group, state.rule.relaxes, state.max_tokens, state.key)
                     for state in states
                 ]
             )
@@ -464,6 +468,13 @@ def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
 
     pivots = pool.pivots if pool is not None else None
     return TokenGuards(model_config.get_vocab_size(), texts, encode, pivots)
+
+
+def _document_key(query: Query) -> int:
+    """By which the pool knows the text of the user or item that a request names; 0 if it names none."""
+    if query.user is not None:
+        return entity_hash("user", query.user)
+    return 0 if query.item is None else entity_hash("item", query.item)
 
 
 def _seed(prompt_token_ids: list[int] | None) -> int:

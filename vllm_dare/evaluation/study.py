@@ -17,6 +17,7 @@ from vllm_dare.evaluation.replay import DareArm, ReplayResult, replay_arm
 from vllm_dare.evaluation.split import Split
 from vllm_dare.evaluation.walk import Arm, Text
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.writer import PoolContent, write_pool
 
 DARE = "dare"
@@ -304,15 +305,15 @@ def _dare_arm(study: Study, setting: Setting, pool: RetrievalPool | None) -> Dar
 
 def _build(corpus: Corpus, sources: Sequence[str], texts: Sequence[Text], output: Path) -> None:
     """Write a pool that holds the segments of these sources and no others."""
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[PoolDocument]] = {}
     for text in texts:
         if "group" in sources and text.group is not None:
-            groups.setdefault(text.group, []).append(text.output)
+            groups.setdefault(text.group, []).append(PoolDocument(text.output))
     write_pool(
         PoolContent(
             tokenizer=corpus.tokenizer,
             groups=dict(sorted(groups.items())),
-            global_documents=[text.output for text in texts] if "global" in sources else None,
+            global_documents=[PoolDocument(text.output) for text in texts] if "global" in sources else None,
             assignments=None,
             provenance="external",
             model=None,

@@ -104,10 +104,19 @@ class Assignments:
             raise _damaged(self.path, "it names a group that does not exist")
 
 
-def entity_hash(kind: EntityKind, entity_id: str | int) -> int:
-    """The 64-bit key of a user or item."""
+def entity_hash(kind: EntityKind | Literal["document"], entity_id: str | int) -> int:
+    """The 64-bit key of a user, an item, or a document that is of neither; never 0."""
     digest = blake2b(f"{kind}:{entity_id}".encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(digest, "little") or 1
+
+
+def document_key(group: str | None, document_id: str) -> int:
+    """The 64-bit key by which a pool knows a document.
+
+    It is that of its user or item, or, if its group does not say which of them it is about, of its own kind.
+    """
+    kinds = kinds_of_group(group or "")
+    return entity_hash(kinds[0] if len(kinds) == 1 else "document", document_id)
 
 
 def kinds_of_group(group: str) -> tuple[EntityKind, ...]:

@@ -14,6 +14,7 @@ from vllm_dare.pool.assignments import (
     Assignment,
     Assignments,
     EntityKind,
+    document_key,
     entity_hash,
     kinds_of_group,
     write_assignments,
@@ -21,7 +22,7 @@ from vllm_dare.pool.assignments import (
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.rows import BadRows
-from vllm_dare.pool.segment import Provenance
+from vllm_dare.pool.segment import PoolDocument, Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
 from vllm_dare.pool.writer import MAX_SEGMENT_TOKENS, PoolContent, Progress, check_output, write_pool
 from vllm_dare.routing.router_file import RouterFile
@@ -98,14 +99,13 @@ def build_pool(
     """
     check_output(output, overwrite)
     encoder = load_tokenizer(tokenizer)
-    corpus = _Corpus(
+    corpus = Corpus(
         tokenizer_info(encoder, tokenizer),
         global_segment,
         bad_rows or BadRows(),
         assigned=None if assignments is None else _table(assignments),
     )
-    for document, token_ids in _encoded(documents, encoder, read_progress):
-        corpus.add(document, token_ids)
+    corpus.add_all(documents, encoder, read_progress)
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
     manifest = write_pool(
@@ -128,13 +128,16 @@ def _table(assignments: Iterable[Assignment]) -> Assignments:
 
 
 def _encoded(
-    documents: Iterable[Document], tokenizer: "Tokenizer", progress: Callable[[int], None] | None
+    documents: Iterable[Document], tokenizer: "Tokenizer | None", progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Document, np.ndarray]]:
     """Each document with its token ids, int32[length]."""
     remaining, num_read = iter(documents), 0
     while batch := list(islice(remaining, _BATCH_DOCUMENTS)):
         texts = [document.text or "" for document in batch if document.token_ids is None]
-        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        if texts and tokenizer is None:
+            source = next(document.source for document in batch if document.token_ids is None)
+            raise PoolError(f"{source} has no token_ids; name the tokenizer of its text with --tokenizer.")
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False) if tokenizer else ())
         for document in batch:
             if document.token_ids is not None:
                 yield document, document.token_ids
@@ -155,8 +158,8 @@ class _Entry:
 
 
 @dataclass
-class _Corpus:
-    """The documents of a pool to be.
+class Corpus:
+    """The documents of a pool to be; of several with one id the last one counts.
 
     Attributes:
         assigned: who belongs to which group, if somebody says so.
@@ -172,7 +175,21 @@ class _Corpus:
     num_empty: int = 0
     num_ambiguous: int = 0
 
-    def add(self, document: Document, token_ids: np.ndarray) -> None:
+    def add_all(
+        self,
+        documents: Iterable[Document],
+        tokenizer: "Tokenizer | None",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take in documents; without a tokenizer, such as have token_ids.
+
+        Raises:
+            PoolError: one cannot be used.
+        """
+        for document, token_ids in _encoded(documents, tokenizer, progress):
+            self._add(document, token_ids)
+
+    def _add(self, document: Document, token_ids: np.ndarray) -> None:
         if not len(token_ids):
             self.num_empty += 1
             return
@@ -183,27 +200,36 @@ class _Corpus:
             return
         key = (kinds_of_group(group or ""), document.id)
         self.num_duplicates += key in self.entries
+        self.entries.pop(key, None)  # in a pool, later is newer
         self.entries[key] = _Entry(token_ids, group, is_named=document.group is not None)
 
     def content(self, provenance: Provenance, model: str | None) -> PoolContent:
-        groups: dict[str, list[np.ndarray]] = {}
-        for entry in self.entries.values():
+        """What goes into the pool."""
+        groups: dict[str, list[PoolDocument]] = {}
+        overall: list[PoolDocument] = []
+        for (_, document_id), entry in self.entries.items():
+            document = PoolDocument(entry.token_ids, document_key(entry.group, document_id))
+            overall.append(document)
             if entry.group is not None:
-                groups.setdefault(entry.group, []).append(entry.token_ids)
+                groups.setdefault(entry.group, []).append(document)
         has_assignments = bool(groups) or self.assigned is not None
         return PoolContent(
             tokenizer=self.tokenizer,
             groups=dict(sorted(groups.items())),
-            global_documents=[e.token_ids for e in self.entries.values()] if self.global_segment else None,
+            global_documents=overall if self.global_segment else None,
             assignments=self._assignments() if has_assignments else None,
             provenance=provenance,
             model=model,
         )
 
-    def _assignments(self) -> Iterator[tuple[int, str]]:
+    def named_assignments(self) -> Iterator[tuple[int, str]]:
+        """(hash of an id, group) of the documents that name their group."""
         for (kinds, document_id), entry in self.entries.items():
             if entry.group is not None and entry.is_named:
                 yield from ((entity_hash(kind, document_id), entry.group) for kind in kinds)
+
+    def _assignments(self) -> Iterator[tuple[int, str]]:
+        yield from self.named_assignments()
         if self.assigned is not None:
             yield from self.assigned.items()
 

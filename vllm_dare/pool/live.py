@@ -43,11 +43,13 @@ class LiveDocument(NamedTuple):
         tokens: int32[length], at least one, none of them `SEPARATOR`, and no end-of-text token.
         group: whose; None for text of no group, which only the global text takes.
         provenance: how it was verified.
+        key: see `PoolDocument`; 0 if it is not known whose it is.
     """
 
     tokens: np.ndarray
     group: str | None
     provenance: Provenance
+    key: int = 0
 
 
 class LiveText:

@@ -6,6 +6,7 @@ import numpy as np
 
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.manifest import Manifest
+from vllm_dare.pool.segment import PoolDocument
 
 # Shorter texts may be the same for many users, and how often each was written makes a draft more probable.
 _LEAST_TOKENS = 64
@@ -21,7 +22,7 @@ class KnownTexts:
         num_known: how many documents were left out so far.
     """
 
-    def __init__(self, documents: Callable[[str], Iterable[np.ndarray]]) -> None:
+    def __init__(self, documents: Callable[[str], Iterable[PoolDocument]]) -> None:
         self.num_known = 0
         self._documents = documents
         self._hashes_of: dict[str, frozenset[int]] = {}
@@ -51,7 +52,7 @@ class KnownTexts:
 
     def _hashes(self, name: str) -> frozenset[int]:
         if name not in self._hashes_of:
-            self._hashes_of[name] = frozenset(_hash(tokens) for tokens in self._documents(name))
+            self._hashes_of[name] = frozenset(_hash(document.tokens) for document in self._documents(name))
         return self._hashes_of[name]
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
@@ -15,14 +13,15 @@ from vllm_dare.pool.live_known import KnownTexts
 from vllm_dare.pool.lock import is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
+    SEGMENTS_DIRECTORY,
     Manifest,
     SegmentInfo,
     is_pool,
     read_manifest,
     write_manifest,
 )
-from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
-from vllm_dare.pool.segment import Provenance, Segment, write_segment
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument, Provenance, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, remove_unreferenced, write_pool
@@ -181,7 +180,7 @@ class LiveStore:
         infos = dict(manifest.segments)
         for (group, provenance), texts in self._texts(documents).items():
             names = overall if group is None else groups.setdefault(group, [])
-            joined = self._short_segments(names, infos, provenance, sum(map(len, texts)))
+            joined = self._short_segments(names, infos, provenance, sum(len(text.tokens) for text in texts))
             name, info = self._write([*self._documents(joined), *texts], provenance)
             names[:] = [other for other in names if other not in joined] + [name]
             infos.pop(name, None)  # the order of `infos` is that in which they were written
@@ -190,14 +189,14 @@ class LiveStore:
 
     def _texts(
         self, documents: Sequence[LiveDocument]
-    ) -> dict[tuple[str | None, Provenance], list[np.ndarray]]:
+    ) -> dict[tuple[str | None, Provenance], list[PoolDocument]]:
         """The new documents of every (group, provenance), the group None being everybody's."""
-        texts: dict[tuple[str | None, Provenance], list[np.ndarray]] = {}
-        for tokens, group, provenance in documents:
+        texts: dict[tuple[str | None, Provenance], list[PoolDocument]] = {}
+        for tokens, group, provenance, key in documents:
             if group is not None:
-                texts.setdefault((group, provenance), []).append(tokens)
+                texts.setdefault((group, provenance), []).append(PoolDocument(tokens, key))
             if self._has_global:
-                texts.setdefault((None, provenance), []).append(tokens)
+                texts.setdefault((None, provenance), []).append(PoolDocument(tokens, key))
         return texts
 
     def _short_segments(
@@ -213,15 +212,21 @@ class LiveStore:
             num_tokens += length
         return joined
 
-    def _documents(self, names: Iterable[str]) -> Iterator[np.ndarray]:
+    def _documents(self, names: Iterable[str]) -> Iterator[PoolDocument]:
         for name in names:
             segment = Segment.open(self.directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
             segment.verify_checksum()  # or damage would get a checksum of its own in the new segment
-            yield from segment.documents()
+            yield from segment.keyed_documents()
 
-    def _write(self, documents: list[np.ndarray], provenance: Provenance) -> tuple[str, SegmentInfo]:
+    def _write(self, documents: list[PoolDocument], provenance: Provenance) -> tuple[str, SegmentInfo]:
         directory = self.directory / SEGMENTS_DIRECTORY
-        segment = write_segment(directory, documents, tokenizer=self._tokenizer, provenance=provenance)
+        segment = write_segment(
+            directory,
+            [document.tokens for document in documents],
+            keys=[document.key for document in documents],
+            tokenizer=self._tokenizer,
+            provenance=provenance,
+        )
         header = segment.header
         return segment.name, SegmentInfo(
             header.num_documents, header.num_tokens, segment.num_bytes, header.provenance

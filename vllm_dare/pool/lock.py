@@ -1,9 +1,14 @@
-"""Telling who replaces a pool that somebody still reads the old one."""
+"""Who reads a pool and who changes it: readers keep old files in place, and one at a time may change it."""
 
 import fcntl
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY
 
 
 class ReadLock:
@@ -26,6 +31,24 @@ def is_read(directory: Path) -> bool:
         return not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def changing(directory: Path) -> Iterator[None]:
+    """Keep other processes from changing the pool until the block ends; readers go on reading.
+
+    Raises:
+        PoolError: another one is at it.
+    """
+    descriptor = os.open(directory / SEGMENTS_DIRECTORY, os.O_RDONLY)  # readers lock the directory
+    try:
+        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            raise PoolError(
+                f"Another process is changing the pool {directory}; try again when it has finished."
+            )
+        yield
+    finally:
+        os.close(descriptor)  # which drops the lock, as the end of the process does
 
 
 def _lock(descriptor: int, operation: int) -> bool:

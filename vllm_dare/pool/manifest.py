@@ -17,6 +17,7 @@ from vllm_dare.pool.segment import Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
+SEGMENTS_DIRECTORY = "segments"
 MANIFEST_FORMAT_VERSION: Literal[1] = 1
 
 Count = Annotated[int, Field(ge=0)]

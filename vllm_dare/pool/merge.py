@@ -4,12 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.pool.segment import Provenance, Segment
+from vllm_dare.pool.segment import PoolDocument, Provenance, Segment
 from vllm_dare.pool.writer import PoolContent, Progress, check_output, write_pool
 
 
@@ -33,13 +31,18 @@ def merge_pools(
     check_output(output, overwrite=False)
     with ExitStack() as stack:
         pools = [stack.enter_context(RetrievalPool.open(path)) for path in inputs]
-        _check_tokenizers(pools)
+        check_tokenizers(pools)
         for pool in pools:
             pool.verify_checksums()  # or damage would get a checksum of its own in the new pool
-        return write_pool(_content(pools), output, workers=workers, progress=progress)
+        return write_pool(pool_content(pools), output, workers=workers, progress=progress)
 
 
-def _check_tokenizers(pools: Sequence[RetrievalPool]) -> None:
+def check_tokenizers(pools: Sequence[RetrievalPool]) -> None:
+    """Refuse pools of different tokenizers.
+
+    Raises:
+        PoolError: see the message.
+    """
     first = pools[0]
     for other in pools[1:]:
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
@@ -50,7 +53,8 @@ def _check_tokenizers(pools: Sequence[RetrievalPool]) -> None:
             )
 
 
-def _content(pools: Sequence[RetrievalPool]) -> PoolContent:
+def pool_content(pools: Sequence[RetrievalPool]) -> PoolContent:
+    """All documents of pools of one tokenizer, in their order; of a single pool, all that it knows."""
     names = sorted({group for pool in pools for group in pool.groups})
     groups = {name: _documents(s for pool in pools for s in pool.group_segments(name)) for name in names}
     has_global = any(pool.manifest.global_segments for pool in pools)
@@ -62,14 +66,16 @@ def _content(pools: Sequence[RetrievalPool]) -> PoolContent:
         groups=groups,
         global_documents=_documents(s for p in pools for s in _every_document(p)) if has_global else None,
         assignments=_assignments(pools) if has_assignments else None,
-        provenance=_provenance({segment.header.provenance for segment in segments}),
+        provenance=least_trusted({segment.header.provenance for segment in segments}),
         model=models.pop() if len(models) == 1 else None,
         routers=[router for pool in pools for router in pool.routers],
+        blend=pools[0].manifest.blend if len(pools) == 1 else None,
+        pivots=pools[0].manifest.pivots if len(pools) == 1 else None,
     )
 
 
-def _documents(segments: Iterable[Segment]) -> list[np.ndarray]:
-    return [document for segment in segments for document in segment.documents()]
+def _documents(segments: Iterable[Segment]) -> list[PoolDocument]:
+    return [document for segment in segments for document in segment.keyed_documents()]
 
 
 def _all_segments(pool: RetrievalPool) -> list[Segment]:
@@ -87,7 +93,8 @@ def _assignments(pools: Sequence[RetrievalPool]) -> Iterator[tuple[int, str]]:
             yield from pool.assignments.items()
 
 
-def _provenance(found: set[Provenance]) -> Provenance:
+def least_trusted(found: set[Provenance]) -> Provenance:
+    """What texts of several provenances count as together."""
     if "relaxed" in found:
         return "relaxed"
     return found.pop() if len(found) == 1 else "external"

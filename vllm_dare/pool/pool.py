@@ -14,7 +14,7 @@ from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
 from vllm_dare.pool.lock import ReadLock
-from vllm_dare.pool.manifest import Manifest, check_is_pool, read_manifest
+from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY, Manifest, check_is_pool, read_manifest
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
@@ -23,7 +23,6 @@ from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.routing.router import Router
 from vllm_dare.routing.router_file import RouterFile
 
-SEGMENTS_DIRECTORY = "segments"
 _MAX_MAPPED_GROUPS = 16384  # Linux lets a process have 65530 mappings
 
 Progress = Callable[[int, int], None]

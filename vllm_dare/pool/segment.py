@@ -1,9 +1,9 @@
 """One immutable suffix-array segment, which is one memory-mapped ``.safetensors`` file."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,13 +13,31 @@ from vllm_dare.pool.suffix_array import MAX_LENGTH, SEPARATOR, SuffixIndex, buil
 from vllm_dare.pool.tensor_file import TensorFile, content_hash, open_tensor_file, write_tensor_file
 from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
 
-SEGMENT_FORMAT_VERSION = 1
+SEGMENT_FORMAT_VERSION = 2
 _KIND = "segment"
-_LAYOUT = {"tokens": "I32", "suffix_array": "I32", "heads": "I32", "head_starts": "I32"}
+_LAYOUT = {
+    "document_keys": "U64",
+    "tokens": "I32",
+    "suffix_array": "I32",
+    "heads": "I32",
+    "head_starts": "I32",
+}
 
-__all__ = ["SEPARATOR", "Provenance", "Segment", "SegmentHeader", "write_segment"]
+__all__ = ["SEPARATOR", "PoolDocument", "Provenance", "Segment", "SegmentHeader", "write_segment"]
 
 Provenance = Literal["strict", "relaxed", "external"]
+
+
+class PoolDocument(NamedTuple):
+    """A document, or a passage of one, as pools keep it.
+
+    Attributes:
+        tokens: int32[length].
+        key: whose it is, see `vllm_dare.pool.assignments.document_key`; 0 if that is not known.
+    """
+
+    tokens: np.ndarray
+    key: int = 0
 
 
 class SegmentHeader(BaseModel):
@@ -55,6 +73,7 @@ class Segment:
         identity: 60 bits of that as a number; what is remembered of a segment goes by it.
         num_bytes: size of the file.
         header: see `SegmentHeader`.
+        document_keys: uint64[num_documents], see `PoolDocument`.
         tokens: int32[n], each document's tokens followed by `SEPARATOR`.
         suffix_array: int32[num_tokens], see `SuffixIndex`.
         heads: int32[u], the distinct tokens, ascending.
@@ -67,6 +86,7 @@ class Segment:
         self.identity = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little") >> 4
         self.num_bytes = file.num_bytes
         self.header = header
+        self.document_keys = file.tensors["document_keys"]
         self.tokens = file.tensors["tokens"]
         self.suffix_array = file.tensors["suffix_array"]
         self.heads = file.tensors["heads"]
@@ -96,6 +116,10 @@ class Segment:
             yield self.tokens[start:end]
             start = int(end) + 1
 
+    def keyed_documents(self) -> Iterator[PoolDocument]:
+        """Each document with its key; the tokens are views."""
+        return map(PoolDocument, self.documents(), self.document_keys.tolist())
+
     def verify_checksum(self) -> None:
         """Read the file, about a second a GB, and compare its content with its name.
 
@@ -121,6 +145,7 @@ class Segment:
         header = self.header
         consistent = (
             len(self.tokens) == header.num_tokens + header.num_documents <= MAX_LENGTH
+            and len(self.document_keys) == header.num_documents
             and len(self.suffix_array) == header.num_tokens
             and len(self.head_starts) == len(self.heads) + 1
             and len(self.heads) <= min(header.num_tokens, header.vocab_size)
@@ -134,6 +159,7 @@ def write_segment(
     documents: Iterable[np.ndarray],
     *,
     tokenizer: TokenizerInfo,
+    keys: Sequence[int] | None = None,
     provenance: Provenance = "external",
     model: str | None = None,
 ) -> Segment:
@@ -145,6 +171,7 @@ def write_segment(
         directory: where to; must exist.
         documents: the token ids of each, [length], integers in [0, vocab_size).
         tokenizer: the tokenizer of the ids.
+        keys: of each document, see `PoolDocument`; None where none is known.
         provenance: how the text was written.
         model: name of the model that wrote the text.
 
@@ -163,7 +190,8 @@ def write_segment(
     )
     metadata = {key: str(value) for key, value in header.model_dump(exclude_none=True).items()}
     metadata |= {"kind": _KIND, "format_version": str(SEGMENT_FORMAT_VERSION)}
-    tensors = {"tokens": tokens, **build_suffix_index(tokens)._asdict()}
+    document_keys = np.zeros(num_documents, np.uint64) if keys is None else np.array(keys, np.uint64)
+    tensors = {"document_keys": document_keys, "tokens": tokens, **build_suffix_index(tokens)._asdict()}
     return Segment.open(write_tensor_file(directory, tensors, metadata))
 
 

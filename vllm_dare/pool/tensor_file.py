@@ -75,11 +75,11 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
     Args:
         path: the file.
         kind: what ``__metadata__["kind"]`` must be.
-        version: the newest ``__metadata__["format_version"]`` that this release reads.
+        version: what ``__metadata__["format_version"]`` must be.
         layout: name to safetensors dtype of every tensor that must be there.
 
     Raises:
-        PoolError: the file is missing, unreadable, damaged, of another kind or of a newer format.
+        PoolError: the file is missing, unreadable, damaged, of another kind or of another format.
     """
     try:
         with path.open("rb") as file:
@@ -148,6 +148,8 @@ def _check_format(path: Path, metadata: dict[str, str], kind: str, version: int)
         raise PoolError(
             f"The file {path} has format {found} and was written by a newer vllm-dare; upgrade vllm-dare."
         )
+    if int(found) < version:
+        raise PoolError(f"The file {path} has format {found}, of an older vllm-dare; rebuild the pool.")
 
 
 def _spans(

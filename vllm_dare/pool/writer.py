@@ -4,18 +4,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
 from vllm_dare.pool.files import sync_directory, temporary_file
-from vllm_dare.pool.lock import ReadLock, is_read
+from vllm_dare.pool.lock import ReadLock, changing, is_read
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
+    SEGMENTS_DIRECTORY,
     Manifest,
     SegmentInfo,
     is_pool,
@@ -23,8 +22,8 @@ from vllm_dare.pool.manifest import (
     write_manifest,
 )
 from vllm_dare.pool.pivots import encode, find_pivots
-from vllm_dare.pool.pool import SEGMENTS_DIRECTORY, RetrievalPool
-from vllm_dare.pool.segment import Provenance, write_segment
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import PoolDocument, Provenance, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.threads import run_all
 from vllm_dare.pool.tokenizer import TokenizerInfo
@@ -32,7 +31,7 @@ from vllm_dare.routing.router_file import RouterFile, latest_of_each_kind
 
 MAX_SEGMENT_TOKENS = 256 * 2**20
 
-Documents = Sequence[np.ndarray]
+Documents = Sequence[PoolDocument]
 Progress = Callable[[int, int], None]
 
 
@@ -42,12 +41,13 @@ class PoolContent:
 
     Attributes:
         tokenizer: the tokenizer of the documents.
-        groups: group name to its documents, each int32[length].
-        global_documents: the documents of the global segment; None leaves it out.
+        groups: group name to its documents, the oldest first.
+        global_documents: the documents of the global segment, the oldest first; None leaves it out.
         assignments: (hash of an id, group name), see `entity_hash`; None leaves the table out.
         provenance: how the text was written.
         model: name of the model that wrote it.
         routers: what turns histories and attributes into groups; of two of a kind the later one counts.
+        blend, pivots: see `Manifest`; None finds them from these documents.
     """
 
     tokenizer: TokenizerInfo
@@ -57,6 +57,8 @@ class PoolContent:
     provenance: Provenance
     model: str | None
     routers: Sequence[RouterFile] = ()
+    blend: str | None = None
+    pivots: str | None = None
 
 
 def write_pool(
@@ -79,13 +81,32 @@ def write_pool(
         max_segment_tokens: a group or global segment of more is split; a single document never is.
 
     Raises:
-        PoolError: ``output`` exists and may not be replaced, or cannot be written, or a router is damaged.
+        PoolError: ``output`` exists and may not be replaced, or cannot be written, or another process is
+            changing it, or a router is damaged.
     """
     check_output(output, overwrite)
+    with changing(output) if is_pool(output) else nullcontext():
+        return replace_pool(
+            content, output, workers=workers, progress=progress, max_segment_tokens=max_segment_tokens
+        )
+
+
+def replace_pool(
+    content: PoolContent,
+    output: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+) -> Manifest:
+    """`write_pool` for who has checked ``output`` and, where it is a pool, is `changing` it."""
     try:
         with _staging(output) as directory:
             manifest = _write_files(content, directory, workers, progress, max_segment_tokens)
-            learned = {"blend": _fit(directory, manifest), "pivots": _pivots(content)}
+            learned = {
+                "blend": content.blend or _fit(directory, manifest),
+                "pivots": _pivots(content) if content.pivots is None else content.pivots,
+            }
             manifest = manifest.model_copy(update=learned)
             write_manifest(directory, manifest)
     except OSError as error:
@@ -106,7 +127,7 @@ def _pivots(content: PoolContent) -> str:
     documents = content.global_documents
     if documents is None:
         documents = [document for group in content.groups.values() for document in group]
-    return encode(find_pivots(documents, content.tokenizer.vocab_size))
+    return encode(find_pivots([document.tokens for document in documents], content.tokenizer.vocab_size))
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -182,7 +203,7 @@ class _Part:
 
     Attributes:
         group: name of its group; None for the global segment.
-        documents: each int32[length].
+        documents: what it holds.
     """
 
     group: str | None
@@ -190,7 +211,7 @@ class _Part:
 
     @property
     def num_tokens(self) -> int:
-        return sum(map(len, self.documents))
+        return sum(len(document.tokens) for document in self.documents)
 
 
 def _write_files(
@@ -229,14 +250,14 @@ def _copy(router: RouterFile, directory: Path) -> str:
 
 def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:
     """Runs of documents of at most ``max_tokens`` tokens, or of one document that is longer; at least one."""
-    part: list[np.ndarray] = []
+    part: list[PoolDocument] = []
     num_tokens = 0
     for document in documents:
-        if part and num_tokens + len(document) > max_tokens:
+        if part and num_tokens + len(document.tokens) > max_tokens:
             yield part
             part, num_tokens = [], 0
         part.append(document)
-        num_tokens += len(document)
+        num_tokens += len(document.tokens)
     if part or not documents:  # an empty global segment says that there is one
         yield part
 
@@ -254,7 +275,8 @@ def _write_segments(
     def write(part: _Part) -> tuple[str, SegmentInfo]:
         segment = write_segment(
             directory,
-            part.documents,
+            [document.tokens for document in part.documents],
+            keys=[document.key for document in part.documents],
             tokenizer=content.tokenizer,
             provenance=content.provenance,
             model=content.model,

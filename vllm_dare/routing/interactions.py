@@ -1,6 +1,7 @@
 """Who liked what: an interaction table, read whole columns at a time."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from vllm_dare.errors import DareError
 from vllm_dare.tables import column_names, pick_column, read_columns, row_place
 
 USER_NAMES = ("userid", "user")
-ITEM_NAMES = ("itemid", "item", "movieid", "movie", "productid")
+ITEM_NAMES = ("itemid", "item", "movieid", "movie", "bookid", "book", "productid")
 WEIGHT_NAMES = ("label", "pos", "click", "rating", "weight", "score", "count")
 TIME_NAMES = ("time", "timestamp", "date", "datetime", "unixtime")
 
@@ -22,7 +23,7 @@ class Columns:
 
     Attributes:
         user: user or userID.
-        item: item, itemID, movie, movieID or productID.
+        item: item, itemID, movie, movieID, book, bookID or productID.
         weight: label, pos, click, rating, weight, score or count; a table may have none.
         time: time, timestamp, date, datetime or unixtime; a table may have none.
     """
@@ -103,7 +104,9 @@ def read_positives(path: Path, columns: Columns, min_weight: float | None = None
     time = _optional(path, names, "--time-column", columns.time, TIME_NAMES)
     if weight is None and min_weight is not None:
         raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
-    table = read_columns(path, [n for n in (user, item, weight, time) if n is not None], texts=[user, item])
+    # All as text: a reader that takes weights for whole numbers may meet 3.5 after many a 3.
+    wanted = [name for name in (user, item, weight, time) if name is not None]
+    table = read_columns(path, wanted, texts=wanted)
     num_rows = len(table[user])
     if not num_rows:
         raise DareError(f"{path} has no rows; give interactions of users with items.")
@@ -146,7 +149,6 @@ def read_ids(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]
         DareError: a row has no id, or ids are neither whole numbers nor text.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -157,15 +159,21 @@ def read_ids(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]
             f"The column {name!r} of {path} holds {column.type}, but an id is a whole number or "
             "text; convert it."
         )
+    _check_complete(path, name, column)
     encoded = column.dictionary_encode()
-    distinct = [str(value) for value in encoded.dictionary.to_pylist()]
+    return np.asarray(encoded.indices, np.int32), [str(value) for value in encoded.dictionary.to_pylist()]
+
+
+def _check_complete(path: Path, name: str, column: Any) -> None:
+    """Refuse a column with an empty cell."""
+    import pyarrow.compute as pc
+
     missing = pc.is_null(column)
-    if "" in distinct:
-        missing = pc.or_(missing, pc.equal(column, ""))
+    if _is_text(column.type):
+        missing = pc.or_(missing, pc.equal(pc.fill_null(column, ""), ""))
     row = pc.index(missing, True).as_py()
     if row >= 0:
         raise DareError(f"{row_place(path, row)} has no {name}; remove the row, or complete it.")
-    return np.asarray(encoded.indices, np.int32), distinct
 
 
 def _is_text(kind: Any) -> bool:
@@ -214,35 +222,48 @@ def _is_positive(path: Path, name: str, column: Any, min_weight: float | None) -
 
 
 def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
-    """float64[rows]"""
-    import pyarrow as pa
-
-    try:
-        numbers = np.asarray(column.cast(pa.float64()).fill_null(np.nan), np.float64)
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DareError(f"The column {name!r} of {path} is not numbers ({reason}); correct it.") from None
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        raise DareError(
-            f"{row_place(path, int(bad[0]))} has no number as {name}; remove the row, or complete it."
-        )
-    return numbers
-
-
-def _times(path: Path, name: str, column: Any) -> np.ndarray:
-    """float64[rows], in the order of the column's values."""
+    """float64[rows]; words for true and false are 1 and 0."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    row = pc.index(pc.is_null(column), True).as_py()
-    if row >= 0:
-        raise DareError(f"{row_place(path, row)} has no {name}; remove the row, or complete it.")
-    if pa.types.is_temporal(column.type):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    if _is_text(column.type):
-        return np.asarray(pc.rank(column, tiebreaker="dense"), np.float64)
-    return _numbers(path, name, column)
+    _check_complete(path, name, column)
+    encoded = column.dictionary_encode()
+    values = encoded.dictionary
+    if _is_text(values.type):
+        lower = pc.utf8_lower(values)
+        values = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", values))
+    try:
+        numbers = np.asarray(values.cast(pa.float64()), np.float64)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DareError(f"The column {name!r} of {path} is not numbers ({reason}); correct it.") from None
+    numbers = numbers[np.asarray(encoded.indices)]
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        place = row_place(path, int(bad[0]))
+        raise DareError(f"{place} has no number as {name}; remove the row, or complete it.")
+    return np.asarray(numbers)
+
+
+def _times(path: Path, name: str, column: Any) -> np.ndarray:
+    """float64[rows], in the order of the column's numbers or dates."""
+    import pyarrow as pa
+
+    _check_complete(path, name, column)
+    try:
+        if pa.types.is_temporal(column.type):
+            column = column.cast(pa.timestamp("us"))
+        else:
+            with suppress(pa.ArrowException):
+                return np.asarray(column.cast(pa.float64()), np.float64)
+            column = column.cast(pa.timestamp("us"))
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DareError(
+            f"The column {name!r} of {path} is neither numbers nor dates such as 2024-05-31 12:00:00 "
+            f"({reason}); correct it."
+        ) from None
+    return np.asarray(column.cast(pa.int64()), np.float64)
 
 
 def _advice(weight: str | None, min_weight: float | None) -> str:

@@ -11,9 +11,10 @@ from vllm_dare.routing.embeddings import DIMENSIONS, Embeddings
 from vllm_dare.routing.interactions import Positives
 
 LAYERS = 3
-STEPS = 600
+STEPS = 2000
 _BATCHES_AN_EPOCH = 16
 _SMALLEST_BATCH = 8192
+_PAIRS_FOR_THREADS = 2_000_000  # with fewer, threads wait for each other more than they work
 _LEARNING_RATE = 0.01
 _REGULARIZATION = 1e-4
 
@@ -36,18 +37,31 @@ def learn_lightgcn(positives: Positives, seed: int, tell: Tell, *, steps: int = 
     Raises:
         DareError: torch-geometric is not installed.
     """
-    module = need("torch_geometric.nn.models.lightgcn", "torch-geometric", "'vllm-dare[groups]'")
+    need("torch_geometric.nn.models.lightgcn", "torch-geometric", "'vllm-dare[groups]'")
+    import torch
+
+    threads = torch.get_num_threads()
+    if len(positives.users) < _PAIRS_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        return _train(positives, seed, tell, steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(positives: Positives, seed: int, tell: Tell, steps: int) -> Embeddings:
     import torch
     from torch.nn.functional import embedding  # its gradient, unlike indexing's, is summed in a fixed order
+    from torch_geometric.nn.models.lightgcn import BPRLoss, LightGCN
 
     num_users, num_nodes = positives.num_users, positives.num_users + positives.num_items
     graph = _normalised_graph(positives)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = module.LightGCN(num_nodes, DIMENSIONS, LAYERS, normalize=False)
+        model = LightGCN(num_nodes, DIMENSIONS, LAYERS, normalize=False)
     weight = model.embedding.weight
     optimizer = torch.optim.Adam([weight], lr=_LEARNING_RATE)
-    bpr_loss = module.BPRLoss(_REGULARIZATION)
+    bpr_loss = BPRLoss(_REGULARIZATION)
     for step, (users, liked, other) in enumerate(_triples(positives, seed, steps), 1):
         smoothed = _propagate(model, graph, weight.detach()).requires_grad_()
         nodes = torch.cat([users, num_users + liked, num_users + other])

@@ -30,7 +30,8 @@ _MOST_ROWS = 40
 def settings(plan: "Plan") -> dict[str, Any]:
     """How the groups were asked for; paths without their directories."""
     found = {name: value.name if isinstance(value, Path) else value for name, value in asdict(plan).items()}
-    return {name: value for name, value in found.items() if name not in ("output", "overwrite")}
+    unused = {"output", "overwrite"} | ({"method"} if plan.embeddings else set())
+    return {name: value for name, value in found.items() if name not in unused}
 
 
 def data(positives: Positives, labels: np.ndarray, has_embedding: np.ndarray) -> dict[str, int]:
@@ -137,17 +138,17 @@ def lines(result: Record) -> Iterator[str]:
         f"{found['repeated_rows']:,} repeat a pair."
     )
     for key, what in (
-        ("users_without_positives", "users with no positive interaction have no group."),
-        ("users_with_embedding_alone", "users with an embedding have no positive interaction."),
-        ("users_placed_by_history", "users without an embedding went where their items route them."),
+        ("users_without_positives", "Users with no positive interaction, who have no group"),
+        ("users_with_embedding_alone", "Users with an embedding and no positive interaction"),
+        ("users_placed_by_history", "Users without an embedding, who went where their items route them"),
     ):
         if found[key]:
-            yield f"{found[key]:,} {what}"
+            yield f"{what}: {found[key]:,}."
     empty = (result["settings"]["groups"] or 0) - len(result["groups"]) - good["merged_groups"]
     if empty > 0:
-        yield f"{empty:,} groups stayed empty, as there are not so many different users."
+        yield f"Groups that stayed empty, as there are not so many different users: {empty:,}."
     if good["merged_groups"]:
-        yield f"{good['merged_groups']:,} groups were too small and went into the nearest one."
+        yield f"Groups that were too small and went into the nearest one: {good['merged_groups']:,}."
     if good["silhouette"] is not None:
         yield f"Silhouette {good['silhouette']:.3f}."
     if good["neighbour_overlap"] is not None:

@@ -70,6 +70,19 @@ def test_what_is_learned_of_a_text(
     assert learner.errors == 0
 
 
+def test_a_text_has_the_key_of_whom_it_is_about(pool: RetrievalPool) -> None:
+    learner = Learner(LiveConfig(), pool)
+    learner.learn([written([10, 11, 9], key=5), written([12, 13, 9])])
+    learner.close()
+    with RetrievalPool.open(pool.directory / "live") as live:
+        found = {
+            tuple(tokens.tolist()): key
+            for segment in live.global_segments()
+            for tokens, key in segment.keyed_documents()
+        }
+    assert found == {(10, 11): 5, (12, 13): 0}
+
+
 def test_relaxed_text_is_learned_only_if_wanted_and_says_so(pool: RetrievalPool) -> None:
     learner = Learner(LiveConfig(), pool)
     learner.learn([written(LONG, relaxed=True), written([10, 11, 9])])

@@ -19,8 +19,10 @@ from vllm_dare.drafting.step_costs import StepLoad
 from vllm_dare.engine import plugin
 from vllm_dare.engine.proposer import DareProposer
 from vllm_dare.engine.request_meters import METERS
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
+from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.routing.router import Query
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 from vllm_dare.verification import policy
@@ -543,6 +545,27 @@ def test_what_a_request_wrote_drafts_for_the_next_one_at_once(make: Any, runner:
     assert drafts["other group"] == []
     drafter.close()
     assert (pool / "live" / "manifest.json").exists()
+
+
+def test_what_is_learned_has_the_key_of_the_user_or_item_of_its_request(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, live={})
+    named = {"user": {"dare_user": "u1", "dare_item": "i1"}, "item": {"dare_item": 5}, "nobody": {}}
+    for token, (name, keys) in enumerate(named.items(), start=20):
+        runner.add(name, [*PREFIX, token, 9], {"dare_group": "new", **keys}, output=2)
+    runner.propose(drafter)
+    for name in named:
+        runner.remove(name)
+    drafter.rules_of_batch()
+    drafter.close()
+    with RetrievalPool.open(pool / "live") as live:
+        documents = [one for segment in live.group_segments("new") for one in segment.keyed_documents()]
+    assert {int(tokens[0]): key for tokens, key in documents} == {
+        20: entity_hash("user", "u1"),
+        21: entity_hash("item", "5"),
+        22: 0,
+    }
 
 
 def test_a_reused_id_does_not_lose_the_text_of_the_request_before(

@@ -11,7 +11,14 @@ from pyarrow import parquet
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignment_file import read_assignments
-from vllm_dare.pool.assignments import Assignment, Assignments, _place, entity_hash, write_assignments
+from vllm_dare.pool.assignments import (
+    Assignment,
+    Assignments,
+    _place,
+    document_key,
+    entity_hash,
+    write_assignments,
+)
 from vllm_dare.pool.tensor_file import write_tensor_file
 
 entries = st.tuples(st.sampled_from(["user", "item"]), st.text(max_size=5), st.text(min_size=1, max_size=5))
@@ -121,6 +128,13 @@ def test_a_table_may_have_both_users_and_items(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user,item,group\n1,,users/a\n,1,items/b\n")
     assert list(read_assignments(path)) == [("user", "1", "users/a"), ("item", "1", "items/b")]
+
+
+def test_a_document_has_the_key_of_whom_its_group_says_it_is_about() -> None:
+    assert document_key("users/1", "7") == entity_hash("user", 7)
+    assert document_key("items/1", "7") == entity_hash("item", "7")
+    assert document_key("3", "7") == document_key(None, "7") == entity_hash("document", "7")
+    assert len({entity_hash(kind, "7") for kind in ("user", "item", "document")}) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import document_key
 from vllm_dare.pool.build import BuildReport, build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
@@ -142,6 +143,14 @@ def test_without_a_global_segment_each_document_needs_a_group(make_pool: MakePoo
         assert len(texts(pool.group_segments("users/1"))) == 2
 
 
+def test_a_document_is_as_new_as_the_last_text_of_its_id(make_pool: MakePool) -> None:
+    output, _ = make_pool("pool", [("1", "a", None), ("2", "b", None), ("1", "c", None)])
+    with RetrievalPool.open(output) as pool:
+        assert texts(pool.global_segments()) == [[2], [3]]
+        keys = pool.global_segments()[0].document_keys.tolist()
+    assert keys == [document_key(None, "2"), document_key(None, "1")]
+
+
 def test_groups_above_the_bound_are_split_between_documents(make_pool: MakePool) -> None:
     rows = [(str(i), "a b c", "users/1") for i in range(10)]
     output, report = make_pool("pool", rows, max_segment_tokens=6)
@@ -149,7 +158,7 @@ def test_groups_above_the_bound_are_split_between_documents(make_pool: MakePool)
         pool.verify()
         assert [s.header.num_documents for s in pool.group_segments("users/1")] == [2] * 5
         assert len(texts(pool.global_segments())) == 10
-    assert len(report.manifest.segments) == 1  # all parts are the same text, so one file serves all
+    assert len(report.manifest.segments) == 5  # the group's parts are the global ones, too
 
 
 def test_a_document_longer_than_the_bound_stays_whole(make_pool: MakePool) -> None:

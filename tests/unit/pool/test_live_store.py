@@ -145,6 +145,20 @@ def test_a_text_that_made_room_for_others_is_learned_again(tmp_path: Path) -> No
     assert store.num_known == 0
 
 
+def test_keys_stay_with_their_documents_when_segments_are_joined(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for number in range(9):
+        store.freeze([document(number)._replace(key=100 + number if number % 2 else 0)])
+    with RetrievalPool.open(tmp_path / "live") as pool:
+        assert len(pool.group_segments("g")) < 9
+        for segments in (pool.group_segments("g"), pool.global_segments()):
+            found = [one for segment in segments for one in segment.keyed_documents()]
+            assert len(found) == 9
+            for tokens, key in found:
+                (number,) = numbers([tokens])
+                assert key == (100 + number if number % 2 else 0)
+
+
 def test_relaxed_text_has_segments_of_its_own(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for number in range(6):

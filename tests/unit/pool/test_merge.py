@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import document_key
 from vllm_dare.pool.build import BuildReport
 from vllm_dare.pool.merge import merge_pools
 from vllm_dare.pool.pool import RetrievalPool
@@ -26,6 +27,20 @@ def test_a_merged_pool_holds_the_documents_of_all(make_pool: MakePool, tmp_path:
         assert texts(pool.group_segments("items/1")) == [[8]]
         assert texts(pool.global_segments()) == [[1], [2], [3], [8]]
         assert len(pool.group_segments("users/1")) == len(pool.global_segments()) == 1
+
+
+def test_keys_stay_with_their_documents_and_later_pools_are_newer(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    first, _ = make_pool("first", [("u1", "a", "users/1"), ("x", "b", None)])
+    second, _ = make_pool("second", [("u1", "c", "users/1")])
+    merge_pools([second, first], tmp_path / "both")
+    with RetrievalPool.open(tmp_path / "both") as pool:
+        found = [
+            (tokens.tolist(), key) for s in pool.global_segments() for tokens, key in s.keyed_documents()
+        ]
+    user, other = document_key("users/1", "u1"), document_key(None, "x")
+    assert found == [([3], user), ([1], user), ([2], other)]
 
 
 def test_the_later_pool_decides_who_belongs_where(make_pool: MakePool, tmp_path: Path) -> None:

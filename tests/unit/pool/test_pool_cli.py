@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,59 @@ def test_verify_passes_an_intact_pool_and_refuses_a_damaged_one(pool: Path) -> N
 def test_merge(pool: Path, tmp_path: Path) -> None:
     result = run("merge", pool, pool, "--output", tmp_path / "both")
     assert f"Merged 2 pools into {tmp_path / 'both'}: 6 documents, 18 tokens, 2 groups" in result.stdout
+
+
+def test_prune(pool: Path, tmp_path: Path) -> None:
+    result = run("prune", pool, "--output", tmp_path / "small", "--keep", "50%")
+    assert result.stdout.startswith(f"Pruned {pool} to {tmp_path / 'small'}: 9 tokens before, ")
+    figures = json.loads(run("prune", pool, "--output", tmp_path / "few", "--tokens", 9, "--json").stdout)
+    assert figures == {"tokens_before": 9, "tokens_after": 9}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ([], "Give either --tokens or --keep"),
+        (["--tokens", 5, "--keep", "10%"], "Give either --tokens or --keep"),
+        (["--keep", "0%"], "--keep takes a percentage .* not '0%'"),
+        (["--keep", "101%"], "--keep takes a percentage .* not '101%'"),
+        (["--keep", "0.5"], "--keep takes a percentage .* not '0.5'"),
+        (["--keep", "few%"], "--keep takes a percentage .* not 'few%'"),
+        (["--keep", "nan%"], "--keep takes a percentage .* not 'nan%'"),
+    ],
+)
+def test_prune_refuses_other_budgets(pool: Path, tmp_path: Path, options: list[object], match: str) -> None:
+    result = run("prune", pool, "--output", tmp_path / "small", *options)
+    assert result.exit_code == 1
+    assert re.search(match, str(result.exception))
+    assert not (tmp_path / "small").exists()
+
+
+def test_refresh(pool: Path, write_jsonl: Write, tokenizer: str) -> None:
+    new = write_jsonl("new.jsonl", [{"id": 30, "text": "war war"}, {"id": 31}])
+    result = run("refresh", pool, new, "--tokens", 100, "--tokenizer", tokenizer, "--skip-bad")
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        f"Refreshed {pool}: 9 tokens before, 11 now; 1 documents came, 0 gave way to a new one of the same "
+        "id, 0 went because they were the oldest."
+    )
+    assert lines[1].startswith(f"1 rows were skipped; the first: {new}:2 has neither")
+    figures = json.loads(
+        run("refresh", pool, new, "--tokens", 5, "--tokenizer", tokenizer, "--skip-bad", "--json").stdout
+    )
+    assert (figures["tokens_before"], figures["replaced_documents"], figures["skipped_rows"]) == (11, 1, 1)
+    assert figures["tokens_after"] <= 5
+
+
+def test_drop(pool: Path) -> None:
+    result = run("drop", pool, "--id", "1")
+    assert result.stdout == f"Removed id '1' from {pool}: 2 documents or passages in 2 segment files.\n"
+    assert isinstance(run("drop", pool, "--id", "1").exception, PoolError)
+
+
+@pytest.mark.parametrize("options", [[], ["--user", "1", "--id", "1"]])
+def test_drop_wants_one_name(pool: Path, options: list[str]) -> None:
+    assert str(run("drop", pool, *options).exception).startswith("Give one of --user, --item and --id")
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:

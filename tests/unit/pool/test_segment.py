@@ -92,6 +92,14 @@ def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.path.read_bytes() == second.path.read_bytes()
 
 
+def test_documents_have_the_keys_they_were_given_or_none(tmp_path: Path) -> None:
+    keys = [2**64 - 1, 0, 5]
+    written = write_segment(tmp_path, to_documents([[1], [1, 2], []]), tokenizer=INFO, keys=keys)
+    found = list(Segment.open(written.path).keyed_documents())
+    assert [(tokens.tolist(), key) for tokens, key in found] == [([1], 2**64 - 1), ([1, 2], 0), ([], 5)]
+    assert write_segment(tmp_path, to_documents([[1]]), tokenizer=INFO).document_keys.tolist() == [0]
+
+
 def test_the_safetensors_library_reads_a_segment(tmp_path: Path) -> None:
     segment = write_segment(tmp_path, to_documents([[1, 2], [1]]), tokenizer=INFO)
     arrays = safetensors.numpy.load_file(segment.path)

@@ -55,9 +55,9 @@ def test_negatives_are_items_that_the_user_does_not_like(make_positives: Callabl
 
 def test_users_of_one_taste_are_near_and_runs_repeat(make_positives: Callable[..., Positives]) -> None:
     positives = make_positives(num_users=60, num_items=30, tastes=3)
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     first, second = (learn_lightgcn(positives, 0, silent, steps=25) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(before, torch.get_rng_state()) and threads == torch.get_num_threads()
     np.testing.assert_array_equal(first.users, second.users)
     tastes = np.array([int(user) for user in positives.user_ids]) % 3
     vectors = unit_rows(first.users)

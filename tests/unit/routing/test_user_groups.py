@@ -98,7 +98,13 @@ def test_groups_are_the_tastes_and_new_users_find_theirs(
         assert {int(item["item"]) % TASTES for item in group["favourites"]} == {taste}
         assert group["favourites"][0]["title"] == f"Film {group['favourites'][0]['item']}"
     assert (output / "groups.png").read_bytes().startswith(b"\x89PNG")
-    for part in ("users/0", "Film ", "by chance 33.3%", "1 users with no positive", "Wrote 3 groups of 150"):
+    for part in (
+        "users/0",
+        "Film ",
+        "by chance 33.3%",
+        "no positive interaction, who have no group: 1.",
+        "Wrote 3 groups of 150",
+    ):
         assert part in shown
 
 
@@ -160,12 +166,13 @@ def test_few_users_and_small_groups(tmp_path: Path, run: Run, capsys: pytest.Cap
     options = (path, "--method", "als", "--output")
     assert run(*options, tmp_path / "one", "--groups", 2) == 0
     shown = capsys.readouterr().out
-    assert "1 groups were too small" in shown and "Too few users" in shown
+    assert "too small and went into the nearest one: 1." in shown and "Too few users" in shown
     assert set(assigned(tmp_path / "one").values()) == {"users/0"}
     assert run(*options, tmp_path / "two", "--groups", 2, "--min-size", 1) == 0
     groups = assigned(tmp_path / "two")
     assert groups["a"] == groups["b"] != groups["c"]
     assert run(*options, tmp_path / "auto") == 0
+    assert run(*options, tmp_path / "single", "--groups", 1) == 0
 
 
 @pytest.mark.parametrize(

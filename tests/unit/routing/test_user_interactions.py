@@ -88,6 +88,21 @@ def test_dates_are_times(tmp_path: Path) -> None:
     assert times is not None and times[0] < times[1]
 
 
+def test_weights_are_numbers_whatever_the_first_rows_are_like(tmp_path: Path) -> None:
+    rows = "".join(f"a,{i},3\n" for i in range(300_000))
+    path = write(tmp_path / "a.csv", f"user,item,rating\n{rows}b,x,3.5\n")
+    assert pairs(read_positives(path, Columns(), 3.2)) == [("b", "x")]
+
+
+@pytest.mark.parametrize("labels", [("true", "false"), ("True", "False"), ("1.0", "0"), ("1", "0.0")])
+def test_words_and_numbers_for_labels(tmp_path: Path, labels: tuple[str, str]) -> None:
+    path = write(tmp_path / "a.csv", f"user,item,click\na,x,{labels[0]}\na,y,{labels[1]}\n")
+    assert pairs(read_positives(path, Columns())) == [("a", "x")]
+    table = pa.table({"user": ["a", "a"], "item": ["x", "y"], "click": [True, False]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert pairs(read_positives(tmp_path / "a.parquet", Columns())) == [("a", "x")]
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "min_weight", "message"),
     [
@@ -95,7 +110,8 @@ def test_dates_are_times(tmp_path: Path) -> None:
         ("", {}, None, "Cannot read .*a.csv"),
         ("user,item,pos\na,x,0\n", {}, None, "No interaction of .* is positive; every pos is 0"),
         ("user,item,rating\na,x,1\na,y,5\n", {}, None, r"a.csv:3 has the rating 5, .* --min-weight 4"),
-        ("user,item,pos\na,x,1\na,y,\n", {}, None, r"a.csv:3 has no number as pos"),
+        ("user,item,pos\na,x,1\na,y,\n", {}, None, r"a.csv:3 has no pos"),
+        ("user,item,time\na,x,1\na,y,late\n", {}, None, "'time' of .* is neither numbers nor dates"),
         ("user,item,pos\na,x,1\na,y,nan\n", {}, None, r"a.csv:3 has no number as pos"),
         ("user,item,pos\na,x,yes\n", {}, None, "column 'pos' of .* is not numbers"),
         ("user,item\na,x\n,y\n", {}, None, r"a.csv:3 has no user"),

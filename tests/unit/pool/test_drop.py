@@ -1,0 +1,134 @@
+"""Dropping: one user's text is gone from every file, and nothing else is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import document_key, entity_hash
+from vllm_dare.pool.build import BuildReport
+from vllm_dare.pool.drop import drop_documents
+from vllm_dare.pool.live import LiveDocument
+from vllm_dare.pool.live_store import LiveStore, prepare_live
+from vllm_dare.pool.lock import changing
+from vllm_dare.pool.manifest import read_manifest
+from vllm_dare.pool.pool import RetrievalPool
+
+MakePool = Callable[..., tuple[Path, BuildReport]]
+
+ROWS = [
+    ("u1", "a b c war", "users/1"),
+    ("u2", "b b", "users/2"),
+    ("u3", "c c", "users/1"),
+    ("u1", "space films", "items/1"),
+    ("x", "war war", None),
+]
+SECRET = np.array([1, 2, 3, 8], np.int32)
+
+
+def texts(directory: Path, group: str | None = None) -> list[list[int]]:
+    with RetrievalPool.open(directory) as pool:
+        pool.verify()
+        segments = pool.global_segments() if group is None else pool.group_segments(group)
+        return [document.tolist() for segment in segments for document in segment.documents()]
+
+
+def holds(directory: Path, tokens: np.ndarray) -> bool:
+    return any(tokens.tobytes() in path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_users_text_is_gone_and_nothing_else_is(make_pool: MakePool) -> None:
+    pool, built = make_pool("pool", ROWS, provenance="strict", model="m")
+    before = names(pool)
+    assert holds(pool, SECRET)
+    report = drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+    assert (report.num_documents, report.num_segments, report.is_read) == (2, 2, False)
+    assert not holds(pool, SECRET)
+    assert texts(pool) == [[2, 2], [3, 3], [7, 5], [8, 8]]
+    assert texts(pool, "users/1") == [[3, 3]]
+    manifest = read_manifest(pool)
+    for field in ("assignments", "blend", "pivots", "tokenizer", "created_at"):
+        assert getattr(manifest, field) == getattr(built.manifest, field)
+    for group in ("users/2", "items/1"):
+        assert manifest.groups[group] == built.manifest.groups[group]
+    assert len(names(pool) - before) == 2
+    with RetrievalPool.open(pool) as opened:
+        header = opened.global_segments()[0].header
+        assert (header.provenance, header.model) == ("strict", "m")
+        assert document_key("users/1", "u1") not in opened.global_segments()[0].document_keys.tolist()
+
+
+def test_a_group_without_text_is_forgotten_and_an_empty_global_segment_stays(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", [("u1", "a b c war", "users/1")])
+    drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+    manifest = read_manifest(pool)
+    assert manifest.groups == {}
+    assert len(manifest.global_segments) == 1
+    assert texts(pool) == []
+    assert not holds(pool, SECRET)
+
+
+def test_of_two_global_segments_that_hold_one_users_text_both_are_changed(make_pool: MakePool) -> None:
+    rows = [(str(i), "a b c war", None) for i in range(3)]
+    pool, _ = make_pool("pool", rows, max_segment_tokens=4)
+    drop_documents(pool, {document_key(None, i) for i in "02"}, "two ids")
+    assert texts(pool) == [[1, 2, 3, 8]]
+
+
+def test_what_was_learned_of_a_user_goes_too(make_pool: MakePool) -> None:
+    pool, built = make_pool("pool", ROWS[1:])
+    info = built.manifest.tokenizer
+    store = LiveStore(prepare_live(pool, info), info, has_global=True, max_tokens=1000)
+    store.freeze(
+        [
+            LiveDocument(SECRET, "users/1", "strict", entity_hash("user", "u1")),
+            LiveDocument(np.array([5, 5], np.int32), "users/1", "strict"),
+        ]
+    )
+    drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+    assert not holds(pool, SECRET)
+    assert texts(pool / "live") == texts(pool / "live", "users/1") == [[5, 5]]
+    store.freeze([LiveDocument(np.array([6, 6], np.int32), "users/1", "strict")])
+    assert texts(pool / "live") == [[5, 5], [6, 6]]
+
+
+@pytest.mark.parametrize("whose", ["user 'u9'", "id 'x'"])
+def test_what_is_not_there_is_refused(make_pool: MakePool, whose: str) -> None:
+    pool, _ = make_pool("pool", ROWS)
+    before = names(pool)
+    with pytest.raises(PoolError, match=rf"pool has no document of {whose}; check the id"):
+        drop_documents(pool, {entity_hash("user", "u9")}, whose)
+    assert names(pool) == before
+
+
+def test_old_files_stay_for_a_reader_and_go_with_the_next_call(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", ROWS)
+    with RetrievalPool.open(pool) as reader:
+        assert drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'").is_read
+        (segment,) = reader.group_segments("users/1")
+        assert next(segment.documents()).tolist() == SECRET.tolist()
+    assert holds(pool, SECRET)
+    with pytest.raises(PoolError, match="has no document"):
+        drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+    assert not holds(pool, SECRET)
+
+
+def test_a_damaged_segment_is_not_given_a_new_checksum(make_pool: MakePool) -> None:
+    pool, built = make_pool("pool", ROWS)
+    (name,) = built.manifest.groups["users/1"]
+    path = pool / "segments" / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(PoolError, match="its checksum is not its name"):
+        drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+
+
+def test_a_pool_that_is_being_changed_is_left_alone(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", ROWS)
+    with changing(pool), pytest.raises(PoolError, match="Another process is changing the pool"):
+        drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
