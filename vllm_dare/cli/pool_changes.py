@@ -75,8 +75,8 @@ def refresh(
 ) -> None:
     """Put new documents into a pool, in place; the oldest go while there are too many tokens.
 
-    A document whose id comes again replaces the older one. An engine that serves from the pool goes on with
-    the old one until its next start.
+    A document whose id comes again replaces the older one. An engine that serves from the pool takes the
+    new version up within seconds.
     """
     from vllm_dare.pool.refresh import refresh_pool
     from vllm_dare.pool.rows import BadRows
