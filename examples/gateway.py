@@ -60,8 +60,10 @@ def for_tenant(content: bytes, group: str) -> dict[str, Any]:
         others = {name: value for name, value in given.items() if not name.startswith("dare_")}
     except (ValueError, AttributeError, RecursionError):
         raise HTTPException(400, "The body, and vllm_xargs in it, must be JSON objects.") from None
-    # The salt keeps tenants from telling by timing whose prompts are in vLLM's own prefix cache.
-    return {**body, "vllm_xargs": {**others, "dare_group": group}, "cache_salt": group}
+    # The salt keeps tenants from telling by timing whose prompts are in vLLM's own prefix cache; it may not
+    # have all characters that a group may.
+    salt = hashlib.sha256(group.encode()).hexdigest()
+    return {**body, "vllm_xargs": {**others, "dare_group": group}, "cache_salt": salt}
 
 
 async def _content(answer: httpx.Response) -> AsyncIterator[bytes]:
