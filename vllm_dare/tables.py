@@ -8,6 +8,12 @@ from typing import Any
 
 from vllm_dare.errors import DareError
 
+# What columns are called, in any case and with or without underscores.
+USER_NAMES = ("userid", "user")
+ITEM_NAMES = ("itemid", "item", "movieid", "movie", "bookid", "book", "productid")
+WEIGHT_NAMES = ("label", "pos", "click", "rating", "weight", "score", "count")
+TIME_NAMES = ("time", "timestamp", "date", "datetime", "unixtime")
+
 _KINDS = (".csv", ".csv.gz", ".parquet")
 
 
@@ -99,6 +105,15 @@ def row_place(path: Path, row: int) -> str:
         row: its place in the columns, from 0.
     """
     return f"{path}:{row + (1 if path.name.lower().endswith('.parquet') else 2)}"
+
+
+def find_column(
+    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
+) -> str | None:
+    """Like `pick_column`, but None where nobody asked for a column and no name is recognised."""
+    if wanted is None and not {name.lower().replace("_", "") for name in names} & set(known):
+        return None
+    return pick_column(path, names, option, wanted, known)
 
 
 def _reading(path: Path, read: Any) -> Any:

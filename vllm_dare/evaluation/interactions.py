@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.tables import column_names, pick_column, read_columns, split_values
+from vllm_dare.tables import ITEM_NAMES, USER_NAMES, column_names, pick_column, read_columns, split_values
 
-_USER = ("userid", "user")
-_ITEM = ("itemid", "item", "movieid", "movie", "productid")
 _LABEL = ("label", "pos", "click", "rating")
 
 
@@ -87,7 +85,7 @@ def read_items(path: Path, attribute: str, id_column: str | None = None) -> Item
         DareError: the file cannot be read, or a column is not there.
     """
     names = column_names(path)
-    key = pick_column(path, names, "--item-id-column", id_column, (*_ITEM, "id"))
+    key = pick_column(path, names, "--item-id-column", id_column, (*ITEM_NAMES, "id"))
     pick_column(path, names, "--attribute", attribute, ())
     table = read_columns(path, [key, attribute], texts=[key, attribute])
     ids = [str(value) for value in table[key].to_pylist()]
@@ -119,8 +117,8 @@ def read_interactions(
             no user or no item is one of ours.
     """
     names = column_names(path)
-    user = pick_column(path, names, "--user-column", columns.user, _USER)
-    item = pick_column(path, names, "--item-column", columns.item, _ITEM)
+    user = pick_column(path, names, "--user-column", columns.user, USER_NAMES)
+    item = pick_column(path, names, "--item-column", columns.item, ITEM_NAMES)
     label = pick_column(path, names, "--label-column", columns.label, _LABEL)
     wanted = [user, item, label]
     if columns.time is not None:

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.tables import column_names, pick_column, read_columns
+from vllm_dare.tables import (
+    ITEM_NAMES,
+    TIME_NAMES,
+    USER_NAMES,
+    WEIGHT_NAMES,
+    column_names,
+    find_column,
+    pick_column,
+    read_columns,
+)
 
-_USER = ("userid", "user")
-_ITEM = ("itemid", "item", "movieid", "movie", "bookid", "book", "productid")
-_WEIGHT = ("label", "pos", "click", "rating", "weight", "score", "count")
-_TIME = ("time", "timestamp", "date", "datetime", "unixtime")
 _TITLE = ("title", "movietitle", "booktitle", "itemtitle", "name")
 
 _TEXT_CHARACTERS = 60  # values that are longer than this on average are running text
@@ -115,7 +120,7 @@ def read_items(path: Path, columns: Columns) -> ItemTable:
         DareError: the file cannot be read, a column or every title is missing, an id is missing or repeated.
     """
     names = _column_names(path)
-    key = pick_column(path, names, "--item-id-column", columns.item_id, (*_ITEM, "id"))
+    key = pick_column(path, names, "--item-id-column", columns.item_id, (*ITEM_NAMES, "id"))
     title = pick_column(path, names, "--title-column", columns.title, _TITLE)
     table, ids = _table_with_ids(path, names, key)
     titles = [_line(value) for value in table[title]]
@@ -141,7 +146,7 @@ def read_users(path: Path, columns: Columns) -> UserTable:
         DareError: the file cannot be read, or an id is missing or repeated.
     """
     names = _column_names(path)
-    key = pick_column(path, names, "--user-id-column", columns.user_id, (*_USER, "id"))
+    key = pick_column(path, names, "--user-id-column", columns.user_id, (*USER_NAMES, "id"))
     table, ids = _table_with_ids(path, names, key)
     return UserTable(ids, {n: [_values(cell) for cell in table[n]] for n in names if n != key})
 
@@ -163,10 +168,10 @@ def read_interactions(
             item table, or ``min_weight`` is needed, or of no use.
     """
     names = _column_names(path)
-    user = pick_column(path, names, "--user-column", columns.user, _USER)
-    item = pick_column(path, names, "--item-column", columns.item, _ITEM)
-    weight = _optional_column(path, names, "--weight-column", columns.weight, _WEIGHT)
-    time = _optional_column(path, names, "--time-column", columns.time, _TIME)
+    user = pick_column(path, names, "--user-column", columns.user, USER_NAMES)
+    item = pick_column(path, names, "--item-column", columns.item, ITEM_NAMES)
+    weight = find_column(path, names, "--weight-column", columns.weight, WEIGHT_NAMES)
+    time = find_column(path, names, "--time-column", columns.time, TIME_NAMES)
     if weight is None and min_weight is not None:
         raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
     # weights as texts, too: a reader that guesses "number" from the first rows may meet 3.5 after many a 3
@@ -229,16 +234,6 @@ def _table_with_ids(path: Path, names: Sequence[str], key: str) -> tuple[dict[st
                 f"{path}, row {row} repeats the {key} {value!r} of row {first[value]}; ids must be unique."
             )
     return table, ids
-
-
-def _optional_column(
-    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
-) -> str | None:
-    """Like `pick_column`, but None where no name is recognised."""
-    spelled = {name.lower().replace("_", "") for name in names}
-    if wanted is None and spelled.isdisjoint(known):
-        return None
-    return pick_column(path, names, option, wanted, known)
 
 
 def _encoded(path: Path, name: str, column: Any) -> tuple[list[str], np.ndarray]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_dare.routing.interactions import ITEM_NAMES, Positives, read_ids
-from vllm_dare.tables import column_names, pick_column, read_columns
+from vllm_dare.routing.interactions import Positives, read_ids
+from vllm_dare.tables import ITEM_NAMES, column_names, pick_column, read_columns
 
 _COUNT = 5
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from vllm_dare.errors import DareError
 from vllm_dare.routing.embeddings import Embeddings, unit_rows
-from vllm_dare.routing.interactions import USER_NAMES, Positives, read_ids
-from vllm_dare.tables import column_names, pick_column, read_columns, row_place
+from vllm_dare.routing.interactions import Positives, read_ids
+from vllm_dare.tables import USER_NAMES, column_names, pick_column, read_columns, row_place
 
 _EMBEDDING_NAMES = ("embedding", "embeddings", "vector")
 

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.tables import column_names, pick_column, read_columns, row_place
-
-USER_NAMES = ("userid", "user")
-ITEM_NAMES = ("itemid", "item", "movieid", "movie", "bookid", "book", "productid")
-WEIGHT_NAMES = ("label", "pos", "click", "rating", "weight", "score", "count")
-TIME_NAMES = ("time", "timestamp", "date", "datetime", "unixtime")
+from vllm_dare.tables import (
+    ITEM_NAMES,
+    TIME_NAMES,
+    USER_NAMES,
+    WEIGHT_NAMES,
+    column_names,
+    find_column,
+    pick_column,
+    read_columns,
+    row_place,
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ def read_positives(path: Path, columns: Columns, min_weight: float | None = None
     names = column_names(path)
     user = pick_column(path, names, "--user-column", columns.user, USER_NAMES)
     item = pick_column(path, names, "--item-column", columns.item, ITEM_NAMES)
-    weight = _optional(path, names, "--weight-column", columns.weight, WEIGHT_NAMES)
-    time = _optional(path, names, "--time-column", columns.time, TIME_NAMES)
+    weight = find_column(path, names, "--weight-column", columns.weight, WEIGHT_NAMES)
+    time = find_column(path, names, "--time-column", columns.time, TIME_NAMES)
     if weight is None and min_weight is not None:
         raise DareError(f"{path} has no weights for --min-weight; name their column with --weight-column.")
     # All as text: a reader that takes weights for whole numbers may meet 3.5 after many a 3.
@@ -195,15 +200,6 @@ def _whole(path: Path, name: str, column: Any) -> Any:
             "text; correct it."
         )
     return column.cast(pa.int64())
-
-
-def _optional(
-    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
-) -> str | None:
-    """Like `pick_column`, but a column that nobody asked for may be missing."""
-    if wanted is None and not {name.lower().replace("_", "") for name in names} & set(known):
-        return None
-    return pick_column(path, names, option, wanted, known)
 
 
 def _is_positive(path: Path, name: str, column: Any, min_weight: float | None) -> np.ndarray:

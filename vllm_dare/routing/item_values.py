@@ -6,9 +6,7 @@ from typing import Any
 
 from vllm_dare.errors import DareError
 from vllm_dare.pool.rows import BadRows, read_rows
-from vllm_dare.tables import column_names, pick_column, split_values
-
-ITEM_NAMES = ("itemid", "item", "movieid", "movie", "productid", "id")
+from vllm_dare.tables import ITEM_NAMES, column_names, pick_column, split_values
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def read_item_values(path: Path, attribute: str, id_column: str | None = None) -
             there is no value at all.
     """
     names = _column_names(path)
-    key = pick_column(path, names, "--item-id-column", id_column, ITEM_NAMES)
+    key = pick_column(path, names, "--item-id-column", id_column, (*ITEM_NAMES, "id"))
     pick_column(path, names, "--attribute", attribute, ())
     items: list[ItemValues] = []
     places: dict[str, str] = {}

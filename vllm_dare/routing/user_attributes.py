@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.routing.interactions import USER_NAMES, read_ids
-from vllm_dare.tables import column_names, pick_column, read_columns
+from vllm_dare.routing.interactions import read_ids
+from vllm_dare.tables import USER_NAMES, column_names, pick_column, read_columns
 
 PRIOR = ""
 FEWEST_USERS = 10  # that share a value, for it to count

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dare.drafting import budget as module
@@ -49,7 +49,6 @@ curves = st.lists(st.floats(0, 2), min_size=17, max_size=17).map(lambda steps: 1
 
 
 @pytest.mark.usefixtures("no_trials")
-@settings(deadline=None)
 @given(conditionals=batches, seconds=curves)
 def test_no_beginnings_of_the_chains_promise_more(
     conditionals: list[list[float]], seconds: np.ndarray

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dare.drafting import cache
@@ -42,7 +42,6 @@ def keys(tokens: list[int], identity: int) -> np.ndarray:
     return found
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 3))
 def test_a_key_says_which_tokens_and_which_source(tokens: list[int], identity: int) -> None:
     found = keys(tokens, identity)
@@ -119,7 +118,6 @@ def fill_and_bound(address, following, lo, hi, token):  # type: ignore[no-untype
     return bounds_of(record, lo, hi, token)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(-1, 12), min_size=SAMPLES + 1, max_size=300), st.integers(0, 9), st.integers(-1, 13)
 )

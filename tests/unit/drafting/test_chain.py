@@ -189,7 +189,7 @@ def oracle(
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(documents, documents, texts, st.integers(1, 12), st.sampled_from([VOCAB - 1, -1]))
 @example([[1, 2, 1, 2]], [[1, 0, 1, 0, 2]], [0], 2, VOCAB - 1)  # a tie that rounding could decide
 def test_chain_equals_brute_force(
@@ -205,7 +205,7 @@ def test_chain_equals_brute_force(
     assert drafts.matches[0, :size].tolist() == [length for *_, length in expected]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(documents, texts)
 def test_unknown_group_drafts_from_the_global_segment(overall: list[list[int]], text: list[int]) -> None:
     pool = FakePool([[0, 1, 2, 3, 4] * 5], overall)
@@ -327,7 +327,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(documents, documents, texts, edits)
 def test_look_ups_that_remember_equal_look_ups_anew(
     group: list[list[int]],
@@ -344,7 +344,7 @@ def test_look_ups_that_remember_equal_look_ups_anew(
         assert_same(kept, draft_once(pool, text, 8, "g"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(documents, documents, st.lists(texts, min_size=2, max_size=12))
 def test_look_ups_that_profit_from_other_requests_equal_look_ups_anew(
     group: list[list[int]], others: list[list[int]], requests: list[list[int]]

@@ -187,7 +187,7 @@ def test_what_is_fitted_rises_and_is_a_probability(tmp_path: Path) -> None:
     assert blend.curve[-1] <= 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.randoms(use_true_random=False))
 def test_a_blend_survives_its_encoding(random: object) -> None:
     rng = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ def drafts_of(lengths: list[int], origins: Any) -> Drafts:
     return drafts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_counts_are_those_of_a_plain_loop(tmp_path_factory: Any, data: st.DataObject) -> None:
     file = MetricsFile.create(tmp_path_factory.mktemp("metrics"), 0)

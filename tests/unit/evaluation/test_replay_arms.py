@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_dare.drafting.drafter import Drafter, Origin
@@ -112,7 +112,6 @@ def test_ngrams_against_brute_force(tokens: list[int]) -> None:
     assert longest_ngram(np.array(tokens, np.int32), len(tokens), 2, 5) == _longest_ngram(tokens, 2, 5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
 def test_ngrams_are_those_of_vllm(tokens: list[int], limit: int) -> None:
     ngram_proposer = pytest.importorskip("vllm.v1.spec_decode.ngram_proposer")

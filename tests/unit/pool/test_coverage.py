@@ -37,7 +37,7 @@ def slots_of(document: list[int], tags: np.ndarray) -> np.ndarray:
     return slots
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(token_lists, min_size=1, max_size=4))
 def test_ngrams_are_counted_in_other_documents(documents: list[list[int]]) -> None:
     tags = np.zeros(SLOTS, np.uint32)
@@ -76,7 +76,7 @@ def net_value(
     return value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(token_lists, min_size=2, max_size=4), st.floats(0.1, 30), st.data())
 def test_a_document_keeps_what_is_best_at_a_price(
     documents: list[list[int]], price: float, data: st.DataObject
@@ -104,7 +104,7 @@ def test_a_document_keeps_what_is_best_at_a_price(
     assert net_value(found, have, slots, others, copies, price) == pytest.approx(best, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(may_be_empty, min_size=1, max_size=8), st.integers(0, 40))
 def test_the_budget_is_kept_and_the_choice_repeats(documents: list[list[int]], budget: int) -> None:
     passages = choose_passages(arrays(documents), budget)

@@ -70,7 +70,7 @@ def test_appended_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_flipped_bit_is_found_by_the_checksum_and_never_crashes(
     content: bytes, data: st.DataObject
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_found_by_the_checksum_and_never_crashes(
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_data_that_were_changed_under_a_fitting_name_are_found_by_verify(
     content: bytes, data: st.DataObject
 ) -> None:

@@ -31,7 +31,7 @@ def narrow_stepwise(row: Any, context: Any) -> Any:
     return lo, hi
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corpora, st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=1, max_size=8))
 def test_find_and_narrow_equal_a_naive_scan(corpus: list[list[int]], contexts: list[list[int]]) -> None:
     with TemporaryDirectory() as directory:

@@ -60,7 +60,7 @@ def document(tokens: Sequence[int], group: str | None = None) -> LiveDocument:
     return LiveDocument(array(tokens), group, "strict")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(texts, max_size=12), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4))
 def test_any_additions_are_found_as_in_one_text(additions: list[Texts], context: list[int]) -> None:
     text = LiveText()

@@ -44,7 +44,7 @@ corpora = st.one_of(
 
 
 @given(corpora)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_suffixes_are_sorted_as_by_brute_force(lists: list[list[int]]) -> None:
     with TemporaryDirectory() as directory:
         segment = write_segment(Path(directory), to_documents(lists), tokenizer=INFO)

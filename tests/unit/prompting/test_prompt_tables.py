@@ -188,7 +188,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_and_repetitions_as_said_in_plain_words(
     rows: list[tuple[str, str, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

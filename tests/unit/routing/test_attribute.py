@@ -116,7 +116,7 @@ item_values = st.lists(st.sampled_from("abcdef"), unique=True, max_size=4)
 
 
 @given(st.lists(item_values, min_size=1, max_size=40), st.sampled_from(RULES), st.integers(1, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_groups_are_as_the_rule_says_and_the_router_repeats_them(
     tmp_path_factory: pytest.TempPathFactory,
     lists: list[list[str]],

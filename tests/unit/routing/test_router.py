@@ -128,7 +128,7 @@ def test_what_both_routers_know_goes_by_what_is_asked_for(tmp_path: Path, items:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_answers_agree_with_the_formulas(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -200,7 +200,7 @@ def request_(draw: Any) -> Request:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(request_(), min_size=1, max_size=4))
 @example(
     [Request(VerificationConfig(mode="relaxed", preset="paper", top_k=1), [[0.0, 0.0] + [-9.0] * 5], [1])]
