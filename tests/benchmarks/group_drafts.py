@@ -76,7 +76,7 @@ def _compare_with_random(
     large = {group for group, ids in members.items() if len(ids) >= size}
     users = [user for user in test if group_of.get(user) in large]
     if not users:
-        print(f"{path.name}: no group has {size} documents")
+        print(f"{path.name}: no held-out user is in a group of {size} documents")
         return
     tokens, steps, random_steps = (np.zeros(len(users)) for _ in range(3))
     for seed in range(seeds):
@@ -112,19 +112,22 @@ def _compare_placing(
     placed = [str(router.route(Query(history=liked[user][:FEW])).group) for user in users]
     where = [str(router.route(Query(history=liked[user])).group) for user in users]
     members = _members(train, group_of)
-    tokens, steps = _steps(corpus, members, users, where)
-    _, placed_steps = _steps(corpus, members, users, placed)
-    loss = estimate(lambda ours, full: full / ours - 1, placed_steps, steps)
-    assert loss is not None
     same = np.mean([one == other for one, other in zip(placed, where, strict=True)])
     shares = np.array([len(ids) for ids in members.values()]) / sum(map(len, members.values()))
     print(
         f"{path.name}, {len(users)} users placed by {FEW} items: {same:.1%} where all their items lead "
-        f"(chance {(shares**2).sum():.1%}); {tokens.sum() / placed_steps.sum():.3f} tokens per step, "
-        f"{tokens.sum() / steps.sum():.3f} placed by all their items: {loss.value:+.1%} "
-        f"({loss.low:+.1%} to {loss.high:+.1%})",
-        flush=True,
+        f"(chance {(shares**2).sum():.1%})"
     )
+    for name, overall in (("their group's text", ()), ("their group's and everybody's text", train)):
+        tokens, steps = _steps(corpus, members, users, where, overall)
+        _, placed_steps = _steps(corpus, members, users, placed, overall)
+        loss = estimate(lambda ours, full: full / ours - 1, placed_steps, steps)
+        assert loss is not None
+        print(
+            f"  {name}: {tokens.sum() / placed_steps.sum():.3f} tokens per step, placed by all their items "
+            f"{tokens.sum() / steps.sum():.3f}: {loss.value:+.1%} ({loss.low:+.1%} to {loss.high:+.1%})",
+            flush=True,
+        )
 
 
 def _members(train: Sequence[str], group_of: Mapping[str, str]) -> Members:
@@ -146,9 +149,11 @@ def _liked(interactions: Path) -> dict[str, list[str]]:
 
 
 def _steps(
-    corpus: Corpus, members: Members, users: Sequence[str], where: Sequence[str]
+    corpus: Corpus, members: Members, users: Sequence[str], where: Sequence[str], overall: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64[users] each: tokens written, and steps taken, with the text of each user's group."""
+    """float64[users] each: tokens written, and steps taken, with the text of each user's group, and that of
+    `overall`.
+    """
     with TemporaryDirectory() as folder:
         content = PoolContent(
             tokenizer=corpus.tokenizer,
@@ -156,7 +161,7 @@ def _steps(
                 group: [PoolDocument(corpus.texts[i].output) for i in ids]
                 for group, ids in sorted(members.items())
             },
-            global_documents=None,
+            global_documents=[PoolDocument(corpus.texts[i].output) for i in overall] or None,
             assignments=None,
             provenance="external",
             model=None,
