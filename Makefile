@@ -8,8 +8,8 @@ setup: ## Create .venv; returns at once when it is up to date
 demo: setup ## Generate the example's texts plain, strict and relaxed, and compare
 	@$(PYTHON) examples/demo_run.py
 
-test: setup ## Run all tests, on CPU
-	@$(PYTHON) -m pytest
+test: setup ## Run all tests, on CPU, two files at a time
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: setup ## Check style and types
 	@$(PYTHON) -m ruff check .
