@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
-from vllm_dare.routing.router import Query
+from vllm_dare.routing.query import Query
 from vllm_dare.verification.rule import VerificationConfig
 
 PREFIX = "dare_"

@@ -36,7 +36,8 @@ from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.writer import PoolContent, write_pool
 from vllm_dare.routing.interactions import Columns, read_positives
-from vllm_dare.routing.router import Query, Router
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Router
 
 MAX_DRAFTS = 16
 FEW = 5

@@ -11,7 +11,8 @@ from vllm_dare.errors import DareError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vllm_dare.routing.router import Query, Router
+    from vllm_dare.routing.query import Query
+    from vllm_dare.routing.router import Router
 
 
 def explain(

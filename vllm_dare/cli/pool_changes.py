@@ -49,6 +49,11 @@ def prune(
         typer.echo(
             f"Pruned {directory} to {output}: {before:,} tokens before, {after:,} ({after / before:.1%})."
         )
+        if report.emptied:
+            typer.echo(
+                f"Of {len(report.emptied):,} groups nothing was kept, such as {report.emptied[0]}: their "
+                "share of the tokens is too small."
+            )
 
 
 def refresh(
@@ -135,14 +140,19 @@ def drop(
         keys = {entity_hash("user", user) if user is not None else entity_hash("item", str(item))}
     ((kind, value),) = named.items()
     report = drop_documents(directory, keys, f"{kind} {value!r}")
-    typer.echo(
-        f"Removed {kind} {value!r} from {directory}: {report.num_documents:,} documents or passages in "
-        f"{report.num_segments:,} segment files."
-    )
+    if report.num_documents:
+        typer.echo(
+            f"Removed {kind} {value!r} from {directory}: {report.num_documents:,} documents or passages in "
+            f"{report.num_segments:,} segment files."
+        )
+    else:
+        typer.echo(
+            f"Nothing of {kind} {value!r} was left in {directory}; {report.num_files:,} old files went."
+        )
     if report.is_read:
         typer.echo(
-            "An engine still reads the old files, which stay until it ends; "
-            "then run this again, or change the pool in another way, to remove them."
+            "An engine still reads the old files. They stay until it has taken up the new version, with its "
+            "next step: run this again then, to remove them."
         )
 
 

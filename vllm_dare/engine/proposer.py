@@ -26,7 +26,7 @@ from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.watch import PoolWatch
 from vllm_dare.request import RequestOptions
-from vllm_dare.routing.router import Query
+from vllm_dare.routing.query import Query
 from vllm_dare.verification.request_rule import RequestRule
 from vllm_dare.verification.sampler import RelaxedRejectionSampler
 from vllm_dare.verification.token_guards import TokenGuards

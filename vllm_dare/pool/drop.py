@@ -9,7 +9,7 @@ import numpy as np
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import sync_directory
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
-from vllm_dare.pool.lock import changing, is_read
+from vllm_dare.pool.lock import changing, has_older_readers
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -31,12 +31,14 @@ class DropReport:
     Attributes:
         num_documents: documents, or passages of them; one that was in a group and global counts twice.
         num_segments: files that were written anew, or were left out.
+        num_files: old files that were removed; they may be of an earlier call.
         is_read: whether somebody still reads old files, so that they are there until the pool is next changed
             or `drop_documents` is called again.
     """
 
     num_documents: int
     num_segments: int
+    num_files: int
     is_read: bool
 
 
@@ -65,9 +67,15 @@ def drop_documents(directory: Path, keys: Collection[int], whose: str) -> DropRe
     report = DropReport(
         sum(one.num_documents for one in reports),
         sum(one.num_segments for one in reports),
+        sum(one.num_files for one in reports),
         any(one.is_read for one in reports),
     )
-    if not report.num_documents:
+    if not report.num_documents and report.is_read:
+        raise PoolError(
+            f"{directory} has no document of {whose}, but somebody still reads files of an earlier version, "
+            "which may hold some; run this again once all engines have taken up the present one."
+        )
+    if not report.num_documents and not report.num_files:
         raise PoolError(
             f"{directory} has no document of {whose}; check the id (--id finds documents whose group does "
             "not begin with users/ or items/)."
@@ -89,10 +97,9 @@ def _drop(directory: Path, keys: np.ndarray) -> DropReport:
     if changed:
         sync_directory(directory / SEGMENTS_DIRECTORY)
         write_manifest(directory, _with_changes(manifest, changed))
-    if is_read(directory):
-        return DropReport(num_documents, len(changed), is_read=True)
-    remove_unreferenced(directory)
-    return DropReport(num_documents, len(changed), is_read=False)
+    if has_older_readers(directory):
+        return DropReport(num_documents, len(changed), num_files=0, is_read=True)
+    return DropReport(num_documents, len(changed), remove_unreferenced(directory), is_read=False)
 
 
 def _written_without(

@@ -10,7 +10,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
-from vllm_dare.pool.lock import is_read
+from vllm_dare.pool.lock import has_older_readers
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
     SEGMENTS_DIRECTORY,
@@ -353,5 +353,5 @@ def _check(directory: Path, tokenizer: TokenizerInfo, verify: bool) -> None:
 
 def _clean(directory: Path) -> None:
     """Remove what the manifest does not name, unless somebody merges or checks the directory just now."""
-    if not is_read(directory):
+    if not has_older_readers(directory):
         remove_unreferenced(directory)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
@@ -32,6 +33,7 @@ def merge_pools(
     with ExitStack() as stack:
         pools = [stack.enter_context(RetrievalPool.open(path)) for path in inputs]
         check_tokenizers(pools)
+        check_apart(pools)
         for pool in pools:
             pool.verify_checksums()  # or damage would get a checksum of its own in the new pool
         return write_pool(pool_content(pools), output, workers=workers, progress=progress)
@@ -50,6 +52,23 @@ def check_tokenizers(pools: Sequence[RetrievalPool]) -> None:
                 f"Cannot merge {first.directory} (tokenizer {first.tokenizer.name}, "
                 f"{first.tokenizer.fingerprint}) with {other.directory} (tokenizer {other.tokenizer.name}, "
                 f"{other.tokenizer.fingerprint}); rebuild one with the tokenizer of the other."
+            )
+
+
+def check_apart(pools: Sequence[RetrievalPool]) -> None:
+    """Refuse to mix pools whose groups are kept apart with pools that have text for everybody.
+
+    Raises:
+        PoolError: names two such.
+    """
+    filled = [pool for pool in pools if pool.manifest.segments]
+    for first, other in pairwise(filled):
+        if bool(other.manifest.global_segments) != bool(first.manifest.global_segments):
+            shared, apart = (first, other) if first.manifest.global_segments else (other, first)
+            raise PoolError(
+                f"{apart.directory} keeps its groups apart (it has no global segment), {shared.directory} "
+                "does not, so that text of one group would draft for everybody, or text without a group be "
+                "lost; build both with `--no-global`, or both without."
             )
 
 

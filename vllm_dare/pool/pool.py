@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
-from vllm_dare.pool.lock import ReadLock
+from vllm_dare.pool.lock import ReadLock, version_of
 from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY, Manifest, check_is_pool, read_manifest
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Segment
@@ -23,6 +23,7 @@ from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.routing.router import Router
 from vllm_dare.routing.router_file import RouterFile
 
+_OPEN_ATTEMPTS = 100
 _MAX_MAPPED_GROUPS = 16384  # Linux lets a process have 65530 mappings
 
 Progress = Callable[[int, int], None]
@@ -54,8 +55,13 @@ class RetrievalPool:
         """
         path = Path(directory).expanduser()
         check_is_pool(path)
-        lock = ReadLock(path)  # before the manifest is read: its files stay from then on
-        return cls(path, read_manifest(path), lock)
+        for _ in range(_OPEN_ATTEMPTS):
+            lock = ReadLock(path, version_of(path))  # its files stay from now on, if it is still the version
+            manifest = read_manifest(path)
+            if version_of(path) == lock.version:
+                return cls(path, manifest, lock)
+            lock.release()
+        raise PoolError(f"The pool {path} is being replaced all the time; try again when that has ended.")
 
     @property
     def tokenizer(self) -> TokenizerInfo:

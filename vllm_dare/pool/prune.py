@@ -40,11 +40,13 @@ class PruneReport:
     Attributes:
         manifest: of the pruned pool.
         num_tokens_before, num_tokens: each token counted once, be it in a group or not.
+        emptied: the groups of which nothing was kept.
     """
 
     manifest: Manifest
     num_tokens_before: int
     num_tokens: int
+    emptied: Sequence[str]
 
 
 def prune_pool(
@@ -82,7 +84,8 @@ def prune_pool(
                 f"Of the {before:,} tokens of {directory} the budget leaves none; give a larger one."
             )
         manifest = write_pool(kept, output, progress=sort_progress)
-    return PruneReport(manifest, before, count_tokens(kept))
+    emptied = [name for name in content.groups if name not in kept.groups]
+    return PruneReport(manifest, before, count_tokens(kept), emptied)
 
 
 def prune_content(content: PoolContent, budget: int, progress: Progress | None = None) -> PoolContent:

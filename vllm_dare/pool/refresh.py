@@ -12,7 +12,7 @@ from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.lock import changing
 from vllm_dare.pool.manifest import Manifest, check_is_pool
-from vllm_dare.pool.merge import check_tokenizers, least_trusted, pool_content
+from vllm_dare.pool.merge import check_apart, check_tokenizers, least_trusted, pool_content
 from vllm_dare.pool.pivots import encode, find_pivots
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.prune import count_tokens, num_tokens_of, prune_content
@@ -59,11 +59,11 @@ def refresh_pool(
 ) -> RefreshReport:
     """Put new documents into a pool, and keep it within a budget; readers of the old pool go on reading it.
 
-    Killed at any moment, this leaves the old pool or the new one. Documents are in the order of their age,
-    those of ``new`` last. One whose id the pool has replaces what is there under that id; of text without an
-    id, the same text does. The budget bounds the global segment, and all groups together. The oldest
-    documents go first; what goes from the global segment goes from its group. Without a global segment, or
-    where that is not enough, each group keeps its share of the budget.
+    Killed at any moment, this leaves the old pool or the new one. Documents are in the order of their age:
+    those of the pool, of directories in ``new``, of files. One whose id the pool has replaces what is there
+    under that id; of text without an id, the same text does. The budget bounds the global segment, and all
+    groups together. The oldest documents go first; what goes from the global segment goes from its group.
+    Without a global segment, or where that is not enough, each group keeps its share of the budget.
 
     Args:
         directory: the pool.
@@ -111,10 +111,11 @@ def _additions(
     encoder = None if tokenizer is None else load_tokenizer(tokenizer)
     if encoder is not None and tokenizer is not None:
         pool.check_tokenizer(tokenizer, tokenizer_info(encoder, tokenizer).fingerprint)
-    for path in new:
+    for path in sorted(new, key=lambda path: not path.is_dir()):
         if path.is_dir():
             other = stack.enter_context(RetrievalPool.open(path))
             check_tokenizers([pool, other])
+            check_apart([pool, other])
             other.verify_checksums()
             yield pool_content([other])
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
 from vllm_dare.pool.files import sync_directory, temporary_file
-from vllm_dare.pool.lock import ReadLock, changing, is_read
+from vllm_dare.pool.lock import ReadLock, changing, has_older_readers
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
     SEGMENTS_DIRECTORY,
@@ -118,15 +118,17 @@ def replace_pool(
 def _fit(directory: Path, manifest: Manifest) -> str | None:
     from vllm_dare.drafting.fit import fit_blend  # with numba, which not every command needs
 
-    with RetrievalPool(directory, manifest, ReadLock(directory)) as pool:
+    with RetrievalPool(directory, manifest, ReadLock(directory, 0)) as pool:
         blend = fit_blend(pool)
     return None if blend is None else blend.encode()
 
 
-def _pivots(content: PoolContent) -> str:
+def _pivots(content: PoolContent) -> str | None:
     documents = content.global_documents
     if documents is None:
         documents = [document for group in content.groups.values() for document in group]
+    if len(documents) < 2:  # nothing is known of wording, which is not to say that all is
+        return None
     return encode(find_pivots([document.tokens for document in documents], content.tokenizer.vocab_size))
 
 
@@ -169,32 +171,38 @@ def _replacing_content(output: Path) -> Iterator[None]:
 
     The content of the directory cannot be exchanged as a whole, but every file is named after its content, so
     that the old and the new ones can lie side by side until the manifest says which count. A reader of the
-    old pool goes on reading its files; they are then removed when the pool is next replaced.
+    old pool goes on reading its files; they are removed with the next change after it has ended or moved on.
     """
     (output / SEGMENTS_DIRECTORY).mkdir(exist_ok=True)
+    _remove_unread(output)  # what readers of the version before last held, who have moved on since
     try:
         yield
     finally:
-        if not is_read(output):
-            remove_unreferenced(output)
+        _remove_unread(output)
 
 
-def remove_unreferenced(output: Path) -> None:
-    """Remove the files that a pool's manifest does not name; nobody may be adding any at the same time."""
+def _remove_unread(output: Path) -> None:
+    if not has_older_readers(output):
+        remove_unreferenced(output)
+
+
+def remove_unreferenced(output: Path) -> int:
+    """Remove the files that a pool's manifest does not name, and tell how many; nobody may be adding any."""
     manifest = read_manifest(output) if is_pool(output) else None
     segments = {f"{name}{SUFFIX}" for name in manifest.segments} if manifest else set()
     files = {SEGMENTS_DIRECTORY, MANIFEST_NAME}
     if manifest is not None:
         files.update(filter(None, (manifest.assignments, *manifest.routers)))
-    _keep_only(output / SEGMENTS_DIRECTORY, segments)
-    _keep_only(output, files)
+    return _keep_only(output / SEGMENTS_DIRECTORY, segments) + _keep_only(output, files)
 
 
-def _keep_only(directory: Path, names: Collection[str]) -> None:
+def _keep_only(directory: Path, names: Collection[str]) -> int:
     """Remove the pool's own kinds of files, so that a README somebody put there stays."""
-    for path in directory.iterdir():
-        if path.name not in names and path.suffix in (SUFFIX, ".tmp"):
-            path.unlink()
+    others = [path for path in directory.iterdir() if path.name not in names]
+    removed = [path for path in others if path.suffix in (SUFFIX, ".tmp")]
+    for path in removed:
+        path.unlink()
+    return len(removed)
 
 
 @dataclass(frozen=True)

@@ -9,29 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_dare.pool.assignments import Assignments, EntityKind, entity_hash
+from vllm_dare.routing.query import Query
 from vllm_dare.routing.router_file import Floats, RouterFile, RouterKind, attribute_hash
 
 _GLOBAL = "nothing known: global"
 
 StepName = Literal["group", "user", "item", "history", "attributes"]
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a request says about itself; every field may be missing.
-
-    Attributes:
-        group: the group, named explicitly.
-        user, item: ids that the assignments may know.
-        history: ids of items that the user dealt with.
-        attributes: (name, value) pairs, of the user or of the item; a name may have several values.
-    """
-
-    group: str | None = None
-    user: str | None = None
-    item: str | None = None
-    history: Sequence[str] = ()
-    attributes: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vllm_dare.errors import DareError
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.group_inputs import read_groups, read_routers
-from vllm_dare.routing.router import Query
+from vllm_dare.routing.query import Query
 from vllm_dare.routing.router_file import RouterFile
 
 ITEMS = "movie_id,genres\n1,Drama\n2,Drama|War\n3,Odd\n4,\n5,War\n6,Drama\n"

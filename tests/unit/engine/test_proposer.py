@@ -23,7 +23,7 @@ from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.routing.router import Query
+from vllm_dare.routing.query import Query
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 from vllm_dare.verification import policy
 

@@ -113,10 +113,17 @@ def test_old_files_stay_for_a_reader_and_go_with_the_next_call(make_pool: MakePo
         assert drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'").is_read
         (segment,) = reader.group_segments("users/1")
         assert next(segment.documents()).tolist() == SECRET.tolist()
-    assert holds(pool, SECRET)
+        with pytest.raises(PoolError, match="still reads files of an earlier version"):
+            drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+        assert holds(pool, SECRET)
+        with RetrievalPool.open(pool):  # who reads the present version is in nobody's way
+            reader.close()
+            again = drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+            assert (again.num_documents, again.is_read) == (0, False)
+            assert again.num_files > 0
+    assert not holds(pool, SECRET)
     with pytest.raises(PoolError, match="has no document"):
         drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
-    assert not holds(pool, SECRET)
 
 
 def test_a_damaged_segment_is_not_given_a_new_checksum(make_pool: MakePool) -> None:

@@ -16,7 +16,7 @@ from vllm_dare.pool.build import BuildReport
 from vllm_dare.pool.group_inputs import read_groups, read_routers
 from vllm_dare.pool.merge import merge_pools
 from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.routing.router import Query
+from vllm_dare.routing.query import Query
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 
 MakePool = Callable[..., tuple[Path, BuildReport]]

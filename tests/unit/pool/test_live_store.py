@@ -54,7 +54,8 @@ def stored(directory: Path, group: str | None = "g") -> Counter[int]:
 
 
 def leftovers(directory: Path) -> set[str]:
-    names = {path.name for path in directory.rglob("*") if path.is_file()} - {"lock", "manifest.json"}
+    names = {path.name for path in directory.rglob("*") if path.is_file()}
+    names -= {"lock", "manifest.json", "readers"}
     return names - {f"{name}.safetensors" for name in read_manifest(directory).segments}
 
 

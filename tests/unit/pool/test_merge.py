@@ -80,14 +80,15 @@ def test_a_model_that_all_agree_on_is_kept(
         assert pool.global_segments()[0].header.model == merged
 
 
-def test_a_pool_without_global_segment_brings_its_groups_into_the_global_one(
+def test_groups_that_are_kept_apart_do_not_get_into_anybodys_text(
     make_pool: MakePool, tmp_path: Path
 ) -> None:
     first, _ = make_pool("first", [("u1", "a", "users/1"), ("u2", "b", "users/2")], global_segment=False)
     second, _ = make_pool("second", [("u3", "c", None)])
-    merge_pools([first, second], tmp_path / "both")
-    with RetrievalPool.open(tmp_path / "both") as pool:
-        assert texts(pool.global_segments()) == [[1], [2], [3]]
+    for inputs in ([first, second], [second, first]):
+        with pytest.raises(PoolError, match=r"first keeps its groups apart .*second does not"):
+            merge_pools(inputs, tmp_path / "both")
+        assert not (tmp_path / "both").exists()
     merge_pools([first, first], tmp_path / "none")
     with RetrievalPool.open(tmp_path / "none") as pool:
         assert pool.global_segments() == ()

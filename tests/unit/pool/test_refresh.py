@@ -46,7 +46,8 @@ def keys(directory: Path) -> list[int]:
 
 
 def leftovers(directory: Path) -> set[str]:
-    names = {path.name for path in directory.rglob("*") if path.is_file()} - {"manifest.json"}
+    names = {path.name for path in directory.rglob("*") if path.is_file()}
+    names -= {"manifest.json", "readers"}
     manifest = read_manifest(directory)
     return names - {f"{name}.safetensors" for name in manifest.segments} - {manifest.assignments}
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from vllm_dare.errors import DareError
 from vllm_dare.routing.attribute import ItemGroups, group_items
 from vllm_dare.routing.item_values import ItemValues
-from vllm_dare.routing.router import Query, Router
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Router
 from vllm_dare.routing.router_file import RULES, RouterFile, write_item_router
 
 FILMS = {

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vllm_dare.pool.group_inputs import group_router
-from vllm_dare.routing.router import Query, Router
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Router
 from vllm_dare.routing.user_groups import Plan, group_users
 
 pytest.importorskip("implicit")

@@ -6,7 +6,8 @@ from scipy.sparse import csr_matrix
 
 from vllm_dare.routing.embeddings import Embeddings, unit_rows
 from vllm_dare.routing.history_space import fit_history_space
-from vllm_dare.routing.router import Query, Router
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Router
 from vllm_dare.routing.router_file import RouterFile, write_user_router
 
 RNG = np.random.default_rng(0)

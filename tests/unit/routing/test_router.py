@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dare.pool.assignments import Assignments, write_assignments
-from vllm_dare.routing.router import Answer, Query, Router, Step
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Answer, Router, Step
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 
 GROUPS = ["users/0", "users/1", "users/2"]

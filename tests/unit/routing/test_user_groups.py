@@ -14,7 +14,8 @@ from vllm_dare.cli.app import main
 from vllm_dare.pool.assignment_file import read_assignments
 from vllm_dare.pool.group_inputs import group_router, read_groups
 from vllm_dare.routing.interactions import Positives
-from vllm_dare.routing.router import Query, Router
+from vllm_dare.routing.query import Query
+from vllm_dare.routing.router import Router
 
 pytest.importorskip("implicit")
 

@@ -1,0 +1,89 @@
+"""Who reads which version, across processes too."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_dare.pool.build import BuildReport
+from vllm_dare.pool.lock import READERS_NAME, has_older_readers, version_of
+from vllm_dare.pool.pool import RetrievalPool
+
+MakePool = Callable[..., tuple[Path, BuildReport]]
+OLD, NEW = [("u1", "a likes films", "users/1")], [("u1", "a likes war", "users/1")]
+READER = """
+import sys
+from vllm_dare.pool.pool import RetrievalPool
+pool = RetrievalPool.open(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in (directory / "segments").iterdir()}
+
+
+def test_only_readers_of_another_version_count(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", OLD)
+    assert not has_older_readers(pool)
+    with RetrievalPool.open(pool):
+        assert not has_older_readers(pool)
+        make_pool("pool", NEW, overwrite=True)
+        assert has_older_readers(pool)
+        with RetrievalPool.open(pool):
+            assert has_older_readers(pool)
+    assert not has_older_readers(pool)
+
+
+def test_old_files_go_with_the_first_change_after_their_last_reader(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", OLD)
+    old = files(pool)
+    reader = RetrievalPool.open(pool)
+    make_pool("pool", NEW, overwrite=True)
+    assert old < files(pool)
+    reader.close()
+    with RetrievalPool.open(pool):  # an engine that has taken up the new version
+        make_pool("pool", [*NEW, ("u2", "b", None)], overwrite=True)
+        assert not old & files(pool)
+
+
+@pytest.mark.parametrize("end", ["orderly", "killed"])
+def test_another_process_is_seen_until_it_ends(make_pool: MakePool, end: str) -> None:
+    pool, _ = make_pool("pool", OLD)
+    command = [sys.executable, "-c", READER, str(pool)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        make_pool("pool", NEW, overwrite=True)
+        assert has_older_readers(pool)
+        if end == "killed":
+            process.kill()
+        else:
+            process.stdin.close()
+        process.wait(30)
+        assert not has_older_readers(pool)
+
+
+def test_without_the_file_it_is_made_and_without_leave_nothing_is_locked(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", OLD)
+    (pool / READERS_NAME).unlink(missing_ok=True)
+    with RetrievalPool.open(pool):
+        assert (pool / READERS_NAME).read_bytes() == b""
+    (pool / READERS_NAME).unlink()
+    (pool / READERS_NAME).mkdir()  # which nobody can open for writing
+    with RetrievalPool.open(pool) as reader:
+        assert reader.group_segments("users/1")
+        assert not has_older_readers(pool)
+
+
+def test_versions_differ_and_stay(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, _ = make_pool("pool", OLD)
+    before = version_of(pool)
+    assert version_of(pool) == before > 0
+    make_pool("pool", NEW, overwrite=True)
+    assert version_of(pool) != before
+    assert version_of(tmp_path) == 0
