@@ -1,6 +1,6 @@
-"""Removing the text of one user or item from a pool, and from what engines learned into it."""
+"""Removing documents from a pool, and from what engines learned into it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from vllm_dare.pool.manifest import (
     read_manifest,
     write_manifest,
 )
-from vllm_dare.pool.segment import Segment, write_segment
+from vllm_dare.pool.segment import PoolDocument, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.writer import remove_unreferenced
 
@@ -58,12 +58,16 @@ def drop_documents(directory: Path, keys: Collection[int], whose: str) -> DropRe
     """
     check_is_pool(directory)
     wanted = np.array(sorted(keys), np.uint64)
+
+    def is_wanted(segment: Segment) -> np.ndarray:
+        return np.isin(segment.document_keys, wanted)
+
     with changing(directory):
-        reports = [_drop(directory, wanted)]
+        reports = [_drop(directory, is_wanted)]
     live = directory / LIVE_DIRECTORY
     if is_pool(live):
         with locked(live):
-            reports.append(_drop(live, wanted))
+            reports.append(_drop(live, is_wanted))
     report = DropReport(
         sum(one.num_documents for one in reports),
         sum(one.num_segments for one in reports),
@@ -83,14 +87,31 @@ def drop_documents(directory: Path, keys: Collection[int], whose: str) -> DropRe
     return report
 
 
-def _drop(directory: Path, keys: np.ndarray) -> DropReport:
-    """Remove from one directory, which nobody else is changing."""
+def forget_learned(live: Path, documents: Iterable[PoolDocument]) -> None:
+    """Remove documents from a pool's ``live``: they have become part of the pool itself."""
+    taken = {(document.key, document.tokens.tobytes()) for document in documents}
+
+    def is_taken(segment: Segment) -> np.ndarray:
+        found = [(document.key, document.tokens.tobytes()) in taken for document in segment.keyed_documents()]
+        return np.array(found, np.bool_)
+
+    with locked(live):
+        _drop(live, is_taken)
+
+
+def _drop(directory: Path, is_gone: Callable[[Segment], np.ndarray]) -> DropReport:
+    """Remove from one directory, which nobody else is changing.
+
+    Args:
+        directory: the pool.
+        is_gone: bool[documents] of a segment, those that go.
+    """
     manifest = read_manifest(directory)
     changed: dict[str, tuple[str, SegmentInfo] | None] = {}
     num_documents = 0
     for name in manifest.segments:
         segment = Segment.open(directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
-        found = np.isin(segment.document_keys, keys)
+        found = is_gone(segment)
         if found.any():
             num_documents += int(found.sum())
             changed[name] = _written_without(segment, found, manifest, directory)

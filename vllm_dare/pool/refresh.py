@@ -10,6 +10,8 @@ from pathlib import Path
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
+from vllm_dare.pool.drop import forget_learned
+from vllm_dare.pool.live_store import LIVE_DIRECTORY
 from vllm_dare.pool.lock import changing
 from vllm_dare.pool.manifest import Manifest, check_is_pool
 from vllm_dare.pool.merge import check_apart, check_tokenizers, least_trusted, pool_content
@@ -60,10 +62,11 @@ def refresh_pool(
     """Put new documents into a pool, and keep it within a budget; readers of the old pool go on reading it.
 
     Killed at any moment, this leaves the old pool or the new one. Documents are in the order of their age:
-    those of the pool, of directories in ``new``, of files. One whose id the pool has replaces what is there
-    under that id; of text without an id, the same text does. The budget bounds the global segment, and all
-    groups together. The oldest documents go first; what goes from the global segment goes from its group.
-    Without a global segment, or where that is not enough, each group keeps its share of the budget.
+    those of the pool, of directories in ``new``, of files. What came from the pool's own ``live`` is removed
+    there. A document whose id the pool has replaces what is there under that id; of text without an id, the
+    same text does. The budget bounds the global segment, and all groups together. The oldest documents go
+    first; what goes from the global segment goes from its group. Without a global segment, or where that is
+    not enough, each group keeps its share of the budget.
 
     Args:
         directory: the pool.
@@ -85,7 +88,8 @@ def refresh_pool(
             pool.verify_checksums()  # or damage would get a checksum of its own in the new pool
             old = pool_content([pool])
             old = replace(old, assignments=None if old.assignments is None else list(old.assignments))
-            additions = list(_additions(pool, new, tokenizer, bad_rows or BadRows(), stack))
+            paths = sorted(new, key=lambda path: not path.is_dir())
+            additions = list(_additions(pool, paths, tokenizer, bad_rows or BadRows(), stack))
         merged, num_replaced = old, 0
         for addition in additions:
             merged, replaced = _joined(merged, addition)
@@ -94,6 +98,9 @@ def refresh_pool(
         if not count_tokens(kept):
             raise PoolError(f"A budget of {num_tokens:,} tokens leaves no document in {directory}; raise it.")
         manifest = replace_pool(kept, directory, progress=sort_progress)
+        for path, addition in zip(paths, additions, strict=True):
+            if path.resolve() == (directory / LIVE_DIRECTORY).resolve():
+                forget_learned(path, _every_document(addition))
     return RefreshReport(
         manifest,
         num_tokens_before=count_tokens(old),
@@ -111,7 +118,7 @@ def _additions(
     encoder = None if tokenizer is None else load_tokenizer(tokenizer)
     if encoder is not None and tokenizer is not None:
         pool.check_tokenizer(tokenizer, tokenizer_info(encoder, tokenizer).fingerprint)
-    for path in sorted(new, key=lambda path: not path.is_dir()):
+    for path in new:
         if path.is_dir():
             other = stack.enter_context(RetrievalPool.open(path))
             check_tokenizers([pool, other])

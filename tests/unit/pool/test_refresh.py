@@ -73,6 +73,30 @@ def test_new_documents_are_the_newest_and_replace_those_of_the_same_id(
     assert not leftovers(pool)
 
 
+def test_what_was_learned_moves_into_the_pool(
+    make_pool: MakePool, write_jsonl: Write, tokenizer: str, info: TokenizerInfo
+) -> None:
+    pool, _ = make_pool("pool", [("u1", "a a", "users/1")])
+    live = prepare_live(pool, info)
+    store = LiveStore(live, info, has_global=True, max_tokens=10_000)
+
+    def learn(tokens: list[int], user: str) -> None:
+        key = entity_hash("user", user)
+        store.freeze([LiveDocument(np.array(tokens, np.int32), "users/1", "strict", key)])
+
+    learn(B, "u1")
+    learn(C, "u2")
+    day = write_jsonl("day1.jsonl", [{"id": "u2", "text": "space", "group": "users/1"}])
+    refresh_pool(pool, [day, live], 100, tokenizer=tokenizer)
+    assert texts(pool) == texts(pool, "users/1") == [B, SPACE]  # files count as newer than directories
+    assert texts(live) == texts(live, "users/1") == []
+    learn(WAR, "u3")
+    refresh_pool(pool, [live], 100)
+    refresh_pool(pool, [live], 100)
+    assert texts(pool) == [B, SPACE, WAR]
+    assert texts(live) == []
+
+
 def test_the_oldest_go_everywhere_while_there_is_too_much(
     make_pool: MakePool, write_jsonl: Write, tokenizer: str
 ) -> None:
@@ -116,13 +140,13 @@ def test_what_engines_learned_comes_in_from_the_live_directory(make_pool: MakePo
     long = np.array([4, 5, 6, 7] * 20, np.int32)
     store.freeze([LiveDocument(np.array([2, 3], np.int32), "users/1", "strict", entity_hash("user", "u1"))])
     store.freeze([LiveDocument(long, "users/2", "strict")])
-    for _ in range(2):  # the second time the same text comes again
+    for _ in range(2):  # the second time nothing is there any more
         refresh_pool(pool, [pool / "live"], 100)
         assert texts(pool) == [B, C, WAR, [2, 3], long.tolist()]
         assert texts(pool, "users/1") == [C, [2, 3]]
         assert texts(pool, "users/2") == [B, long.tolist()]
         assert keys(pool)[3:] == [entity_hash("user", "u1"), 0]
-    assert texts(pool / "live") == [[2, 3], long.tolist()]
+    assert texts(pool / "live") == []
 
 
 def test_pruning_takes_the_place_of_age(make_pool: MakePool, write_jsonl: Write, tokenizer: str) -> None:
