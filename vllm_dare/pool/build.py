@@ -142,8 +142,8 @@ def _mismatch(corpus: "Corpus", example: Assignment | None) -> str | None:
     document = f"{kinds[0]} {entity_id!r}" if len(kinds) == 1 else repr(entity_id)
     assigned = "are empty" if example is None else f"such as {example[0]} {example[1]!r}"
     return (
-        f"None of the {len(without):,} documents without a group is in the assignments (documents are such as "
-        f"{document}, assignments {assigned}): check that both use the same ids."
+        f"None of the {len(without):,} documents without a group is in the assignments (documents are such "
+        f"as {document}, assignments {assigned}): check that both use the same ids."
     )
 
 
