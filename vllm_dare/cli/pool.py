@@ -38,7 +38,8 @@ def build(
     documents: Annotated[
         list[Path],
         typer.Argument(
-            help="Files of documents: .jsonl, .jsonl.gz or .parquet, with id, text or token_ids, and group."
+            help="Files of documents: .jsonl, .jsonl.gz or .parquet, with id, text or token_ids, and if they "
+            "have them group, and the user or item that the text is about."
         ),
     ],
     *,
@@ -155,6 +156,8 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
             "item's: give them a group, or build one pool of users and one of items, each with its own "
             "--assignments, and join them with `pool merge`."
         )
+    if report.mismatch is not None:
+        typer.echo(report.mismatch)
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
 

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_dare.engine.orphans import tie_engine_to_this_process
 from vllm_dare.engine.preload import preload_for_cpu
 from vllm_dare.errors import DareError
 from vllm_dare.generation.settings import EngineSettings
 from vllm_dare.generation.watch import watch_engine
+
+if TYPE_CHECKING:
+    from vllm_dare.routing.router import Router
 
 
 def check_pool(pool: Path, model: str, learn: bool = False) -> None:
@@ -35,6 +38,22 @@ def check_pool(pool: Path, model: str, learn: bool = False) -> None:
         if (Path(model) / "tokenizer.json").is_file():
             info = tokenizer_info(load_tokenizer(model), model)
             opened.check_tokenizer(info.name, info.fingerprint)
+
+
+def open_router(settings: EngineSettings) -> "Router | None":
+    """What says which group's text drafts for a request, as the started engine has it; None without a pool.
+
+    The pool is not kept open, or what is dropped from it would stay on disk for as long as the run takes.
+
+    Raises:
+        PoolError: the pool cannot be read.
+    """
+    from vllm_dare.pool.pool import RetrievalPool
+
+    if settings.pool is None or not settings.draft_tokens:
+        return None
+    with RetrievalPool.open(settings.pool) as pool:
+        return pool.router  # its files stay mapped
 
 
 def check_model(model: str) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vllm_dare.errors import ConfigError, DareError
 from vllm_dare.generation.compare import Agreement, Baseline, agreement, run_baseline
-from vllm_dare.generation.engine import check_model, check_pool, start_engine, stop_engine
+from vllm_dare.generation.engine import check_model, check_pool, open_router, start_engine, stop_engine
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet, check_unique
 from vllm_dare.generation.interruption import Interruption
@@ -231,7 +231,7 @@ class _Run:
         self._job, self._file, self._llm = job, file, llm
         self._total, self._earlier = total, earlier
         self._interruption = interruption
-        self._runner = Runner(llm, job.sampling, self._interruption.requested)
+        self._runner = Runner(llm, job.sampling, self._interruption.requested, router=open_router(job.engine))
         self._progress = run_progress(console, total, earlier)
         self._meter = Meter(llm)
 

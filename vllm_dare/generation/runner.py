@@ -14,6 +14,7 @@ from vllm_dare.generation.prompts import PromptRow, id_key
 from vllm_dare.generation.settings import SamplingSettings
 from vllm_dare.generation.watch import EngineStoppedError
 from vllm_dare.request import ANY_ENGINE, RequestOptions
+from vllm_dare.routing.router import Router
 
 _WAITING_PER_SEAT = 4  # so many rows wait for each seat in the batch: the queue never runs dry
 _FEED = 64  # rows tokenised between two steps, so that finished rows are not held up
@@ -28,14 +29,21 @@ class Runner:
         sampling: how tokens are chosen.
         stopped: asked before each step; once true, unfinished rows are dropped and no more come.
         window: so many rows are with the engine at a time; None keeps its queue from running dry.
+        router: says which group an output row belongs to whose prompt names none; None if nothing does.
     """
 
     def __init__(
-        self, llm: Any, sampling: SamplingSettings, stopped: Callable[[], bool], window: int | None = None
+        self,
+        llm: Any,
+        sampling: SamplingSettings,
+        stopped: Callable[[], bool],
+        window: int | None = None,
+        router: Router | None = None,
     ) -> None:
         self._llm = llm
         self._sampling = sampling
         self._stopped = stopped
+        self._router = router
         self._pending: dict[str, PromptRow] = {}
         seats = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._window = seats * (1 + _WAITING_PER_SEAT) if window is None else window
@@ -92,7 +100,8 @@ class Runner:
             raise EngineStoppedError from None
         for output in outputs:
             if output.finished:
-                yield _output_row(self._pending.pop(output.request_id), output)
+                row = self._pending.pop(output.request_id)
+                yield _output_row(row, output, _subject(row, self._router))
 
     def _params(self, row: PromptRow) -> SamplingParams:
         RequestOptions.parse(row.metadata, ANY_ENGINE)
@@ -107,11 +116,11 @@ class Runner:
         )
 
 
-def _output_row(row: PromptRow, output: Any) -> dict[str, Any]:
+def _output_row(row: PromptRow, output: Any, subject: dict[str, str]) -> dict[str, Any]:
     completion = output.outputs[0]
     return {
         "id": row.id,
-        **_group(row),
+        **subject,
         "text": completion.text,
         "prompt_tokens": len(output.prompt_token_ids or ()),
         "completion_tokens": len(completion.token_ids),
@@ -127,10 +136,16 @@ def _verification(completion: Any) -> dict[str, Any]:
     return {} if meters is None else {"verification": meters}
 
 
-def _group(row: PromptRow) -> dict[str, Any]:
-    """The row's group goes along, so that the output can be indexed as pool documents as it is."""
-    group = row.metadata.get("dare_group")
-    return {} if group is None else {"group": str(group)}
+def _subject(row: PromptRow, router: Router | None) -> dict[str, str]:
+    """Whom the row is about and the group, so that the output can be indexed as pool documents as it is.
+
+    Of a user and an item, the user counts, as in what an engine learns: a document is about one of them.
+    """
+    query = RequestOptions.parse(row.metadata, ANY_ENGINE).query
+    user, item = query.user, query.item if query.user is None else None
+    group = query.group if router is None else router.route(query).group
+    named = {"user": user, "item": item, "group": group}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _max_tokens(row: PromptRow, default: int) -> int:

@@ -110,20 +110,23 @@ def entity_hash(kind: EntityKind | Literal["document"], entity_id: str | int) ->
     return int.from_bytes(digest, "little") or 1
 
 
-def document_key(group: str | None, document_id: str) -> int:
+def document_key(kinds: tuple[EntityKind, ...], entity_id: str) -> int:
     """The 64-bit key by which a pool knows a document.
 
-    It is that of its user or item, or, if its group does not say which of them it is about, of its own kind.
+    It is that of its user or item, or, if nothing says which of them it is about, of its own kind.
+
+    Args:
+        kinds: what the id may be, see `kinds_of_group`.
+        entity_id: the id of whom or what the document is about.
     """
-    kinds = kinds_of_group(group or "")
-    return entity_hash(kinds[0] if len(kinds) == 1 else "document", document_id)
+    return entity_hash(kinds[0] if len(kinds) == 1 else "document", entity_id)
 
 
-def kinds_of_group(group: str) -> tuple[EntityKind, ...]:
+def kinds_of_group(group: str | None) -> tuple[EntityKind, ...]:
     """What the id of a document in ``group`` may be: "users/…" and "items/…" tell."""
-    if group.startswith("users/"):
+    if group is not None and group.startswith("users/"):
         return ("user",)
-    if group.startswith("items/"):
+    if group is not None and group.startswith("items/"):
         return ("item",)
     return ("user", "item")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH_DOCUMENTS = 1024
-_Key = tuple[tuple[EntityKind, ...], str]
+# What the document may be about, the id of that, and its own id.
+_Key = tuple[tuple[EntityKind, ...], str, str]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class BuildReport:
         num_empty: how many were left out because they have no tokens.
         num_ambiguous: how many have no group because their id is both a user's and an item's, of different
             groups, and they do not name one.
+        mismatch: a sentence saying that the assignments know none of the documents that name no group; None
+            if they know one, or nothing was to be looked up.
     """
 
     manifest: Manifest
@@ -52,6 +55,7 @@ class BuildReport:
     num_duplicates: int
     num_empty: int
     num_ambiguous: int
+    mismatch: str | None
 
 
 def build_pool(
@@ -73,9 +77,10 @@ def build_pool(
 ) -> BuildReport:
     """Build a pool: one segment for each group, and one of all documents.
 
-    Of several documents with one id the last one counts. A user and an item may have the same id, if their
-    groups begin with "users/" and "items/". Every document that names a group assigns its id to that group;
-    one that names none goes to the group that ``assignments`` have for its id.
+    Of several documents with one id the last one counts. A document is about the user or item that it names,
+    or else about that of its own id, which may be both a user's and an item's if their groups begin with
+    "users/" and "items/". Every document that names a group assigns whom it is about to that group; one that
+    names none goes to the group that ``assignments`` have for whom it is about, or else for its id.
 
     Args:
         documents: what to put in, as `read_documents` gives them.
@@ -95,19 +100,25 @@ def build_pool(
         max_segment_tokens: a segment of more is split.
 
     Raises:
-        PoolError: the documents, the tokenizer or the output cannot be used, or no document is left.
+        PoolError: the documents, the tokenizer or the output cannot be used, no document is left, or none
+            names a group and the assignments know none of them.
     """
     check_output(output, overwrite)
     encoder = load_tokenizer(tokenizer)
+    rows = iter(assignments or ())
+    example = next(rows, None)  # for the message: the table keeps hashes only
     corpus = Corpus(
         tokenizer_info(encoder, tokenizer),
         global_segment,
         bad_rows or BadRows(),
-        assigned=None if assignments is None else _table(assignments),
+        assigned=None if assignments is None else _table(chain([example] if example else [], rows)),
     )
     corpus.add_all(documents, encoder, read_progress)
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
+    mismatch = _mismatch(corpus, example)
+    if mismatch is not None and all(entry.group is None for entry in corpus.entries.values()):
+        raise PoolError(mismatch)
     manifest = write_pool(
         replace(corpus.content(provenance, model), routers=routers),
         output,
@@ -117,7 +128,22 @@ def build_pool(
         max_segment_tokens=max_segment_tokens,
     )
     return BuildReport(
-        manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty, corpus.num_ambiguous
+        manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty, corpus.num_ambiguous, mismatch
+    )
+
+
+def _mismatch(corpus: "Corpus", example: Assignment | None) -> str | None:
+    """See `BuildReport.mismatch`; mostly ids are spelled in another way here than there."""
+    without = [key for key, entry in corpus.entries.items() if entry.group is None]
+    is_used = corpus.num_ambiguous or any(entry.is_looked_up for entry in corpus.entries.values())
+    if corpus.assigned is None or is_used or not without:
+        return None
+    kinds, entity_id, _ = without[0]
+    document = f"{kinds[0]} {entity_id!r}" if len(kinds) == 1 else repr(entity_id)
+    assigned = "are empty" if example is None else f"such as {example[0]} {example[1]!r}"
+    return (
+        f"None of the {len(without):,} documents without a group is in the assignments (documents are such "
+        f"as {document}, assignments {assigned}): check that both use the same ids."
     )
 
 
@@ -156,6 +182,20 @@ class _Entry:
     group: str | None
     is_named: bool
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the assignments say its group."""
+        return self.group is not None and not self.is_named
+
+
+def _subject(document: Document, group: str | None) -> tuple[tuple[EntityKind, ...], str]:
+    """What a document in a group may be about, and the id of that."""
+    if document.user is not None:
+        return ("user",), document.user
+    if document.item is not None:
+        return ("item",), document.item
+    return kinds_of_group(group), document.id
+
 
 @dataclass
 class Corpus:
@@ -163,7 +203,7 @@ class Corpus:
 
     Attributes:
         assigned: who belongs to which group, if somebody says so.
-        entries: by (kinds that the id may be, id); a later document replaces an earlier one.
+        entries: a later document about the same and with the same id replaces an earlier one.
     """
 
     tokenizer: TokenizerInfo
@@ -193,12 +233,12 @@ class Corpus:
         if not len(token_ids):
             self.num_empty += 1
             return
-        group = document.group if document.group is not None else self._assigned_group(document.id)
+        group = document.group if document.group is not None else self._assigned_group(document)
         fault = self._fault(group, token_ids)
         if fault is not None:
             self.bad_rows.report(f"{document.source} {fault}.")
             return
-        key = (kinds_of_group(group or ""), document.id)
+        key = (*_subject(document, group), document.id)
         self.num_duplicates += key in self.entries
         self.entries.pop(key, None)  # in a pool, later is newer
         self.entries[key] = _Entry(token_ids, group, is_named=document.group is not None)
@@ -207,8 +247,8 @@ class Corpus:
         """What goes into the pool."""
         groups: dict[str, list[PoolDocument]] = {}
         overall: list[PoolDocument] = []
-        for (_, document_id), entry in self.entries.items():
-            document = PoolDocument(entry.token_ids, document_key(entry.group, document_id))
+        for (kinds, entity_id, _), entry in self.entries.items():
+            document = PoolDocument(entry.token_ids, document_key(kinds, entity_id))
             overall.append(document)
             if entry.group is not None:
                 groups.setdefault(entry.group, []).append(document)
@@ -223,24 +263,29 @@ class Corpus:
         )
 
     def named_assignments(self) -> Iterator[tuple[int, str]]:
-        """(hash of an id, group) of the documents that name their group."""
-        for (kinds, document_id), entry in self.entries.items():
+        """(hash of an id, group) of whom the documents are about that name their group."""
+        for (kinds, entity_id, _), entry in self.entries.items():
             if entry.group is not None and entry.is_named:
-                yield from ((entity_hash(kind, document_id), entry.group) for kind in kinds)
+                yield from ((entity_hash(kind, entity_id), entry.group) for kind in kinds)
 
     def _assignments(self) -> Iterator[tuple[int, str]]:
         yield from self.named_assignments()
         if self.assigned is not None:
             yield from self.assigned.items()
 
-    def _assigned_group(self, document_id: str) -> str | None:
-        """The group of the user or item of that id; None where both have one, as nothing tells which."""
+    def _assigned_group(self, document: Document) -> str | None:
+        """The group of whom it is about, or else of its id; None if a user's and an item's differ, as nothing
+        tells which.
+        """
         if self.assigned is None:
             return None
-        found = {self.assigned.group_of("user", document_id), self.assigned.group_of("item", document_id)}
-        found.discard(None)
-        self.num_ambiguous += len(found) > 1
-        return found.pop() if len(found) == 1 else None
+        kinds, entity_id = _subject(document, None)
+        for known_id in dict.fromkeys((entity_id, document.id)):
+            found = {self.assigned.group_of(kind, known_id) for kind in kinds} - {None}
+            if found:
+                self.num_ambiguous += len(found) > 1
+                return found.pop() if len(found) == 1 else None
+        return None
 
     def _fault(self, group: str | None, token_ids: np.ndarray) -> str | None:
         if group is None and not self.global_segment:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_dare.pool.rows import BadRows, read_rows
 
-_COLUMNS = ("id", "text", "token_ids", "group")
+_COLUMNS = ("id", "text", "token_ids", "group", "user", "item")
 _MAX_TOKEN_ID = 2**31 - 2
 
 
@@ -18,11 +18,13 @@ class Document:
     """One text that a model wrote.
 
     Attributes:
-        id: whom or what it is about; integers are kept as decimal strings.
+        id: its own id, and whom or what it is about if neither ``user`` nor ``item`` says so; integers are
+            kept as decimal strings.
         text: the text; None if ``token_ids`` stands for it.
         token_ids: int32[length]; wins over ``text``.
         group: the group it belongs to; None if it goes to the global segment only.
         source: "file:line", for messages.
+        user, item: the id of whom or what it is about; at most one of them.
     """
 
     id: str
@@ -30,10 +32,12 @@ class Document:
     token_ids: np.ndarray | None = None
     group: str | None = None
     source: str = "a document"
+    user: str | None = None
+    item: str | None = None
 
 
 def read_documents(paths: Iterable[Path], bad_rows: BadRows | None = None) -> Iterator[Document]:
-    """The documents of some files, in order; fields other than id, text, token_ids and group are ignored.
+    """The documents of some files, in order; fields that are none of a `Document` are ignored.
 
     Args:
         paths: ``.jsonl``, ``.jsonl.gz`` and ``.parquet`` files (CSV files too, without token_ids).
@@ -58,15 +62,18 @@ class _BadRowError(Exception):
 
 
 def _document(source: str, row: dict[str, Any]) -> Document:
-    document_id, group = _id(row.get("id")), _group(row.get("group"))
+    document_id, group = _id(row.get("id")), _name("a group", row.get("group"))
+    user, item = _name("a user", row.get("user")), _name("an item", row.get("item"))
+    if user is not None and item is not None:
+        raise _BadRowError("has both a user and an item; keep the one that its text is about")
     if row.get("token_ids") is not None:
-        return Document(document_id, None, _token_ids(row["token_ids"]), group, source)
+        return Document(document_id, None, _token_ids(row["token_ids"]), group, source, user, item)
     text = row.get("text")
     if text is None:
         raise _BadRowError("has neither text nor token_ids; give one of them")
     if text != "" and not _is_text(text):
         raise _BadRowError("has a text that is not a string of valid Unicode; give a string")
-    return Document(document_id, text, None, group, source)
+    return Document(document_id, text, None, group, source, user, item)
 
 
 def _id(value: Any) -> str:
@@ -77,12 +84,12 @@ def _id(value: Any) -> str:
     return str(value)
 
 
-def _group(value: Any) -> str | None:
-    """A group's name; a number, as clustering gives it, is its name in digits."""
+def _name(what: str, value: Any) -> str | None:
+    """The name of a group, user or item; a number, as clustering gives it, is its name in digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is not None and not _is_text(value):
-        raise _BadRowError("has a group that is no name; give a string or an integer, or leave it out")
+        raise _BadRowError(f"has {what} that is no name; give a string or an integer, or leave it out")
     return None if value is None else str(value)
 
 

@@ -81,8 +81,8 @@ def drop_documents(directory: Path, keys: Collection[int], whose: str) -> DropRe
         )
     if not report.num_documents and not report.num_files:
         raise PoolError(
-            f"{directory} has no document of {whose}; check the id (--id finds documents whose group does "
-            "not begin with users/ or items/)."
+            f"{directory} has no document of {whose}; check the id (--id finds documents that name no "
+            "user or item and whose group does not begin with users/ or items/)."
         )
     return report
 

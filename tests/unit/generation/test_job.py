@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -22,6 +23,12 @@ from vllm_dare.generation.job import Job, Outcome, run_job
 from vllm_dare.generation.output import OutputFile
 from vllm_dare.generation.prompts import PromptRow
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
+from vllm_dare.pool.assignments import entity_hash
+from vllm_dare.pool.lock import is_read
+from vllm_dare.pool.segment import PoolDocument
+from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.pool.writer import PoolContent, write_pool
+from vllm_dare.routing.router import Query, Router
 
 
 class FakeLLM:
@@ -39,8 +46,13 @@ class FakeRunner:
 
     after_row: Callable[[int], None] = staticmethod(lambda done: None)
 
-    def __init__(self, llm: Any, sampling: Any, stopped: Callable[[], bool]) -> None:
+    routers: ClassVar[list[Router | None]] = []
+
+    def __init__(
+        self, llm: Any, sampling: Any, stopped: Callable[[], bool], router: Router | None = None
+    ) -> None:
         self._stopped = stopped
+        self.routers.append(router)
         self._done = 0
 
     def run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
@@ -65,7 +77,7 @@ class FakeRunner:
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
-    runner = type("Runner", (FakeRunner,), {})
+    runner = type("Runner", (FakeRunner,), {"routers": []})
     module = ModuleType("vllm_dare.generation.runner")
     module.Runner = runner  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -238,6 +250,29 @@ def test_a_missing_pool_is_found_before_the_engine_starts(
     monkeypatch.delattr(job_module, "start_engine")
     with pytest.raises(DareError, match="pool"):
         _run(replace(job, engine=EngineSettings("m", pool=tmp_path / "pool")))
+
+
+def test_the_runner_knows_what_the_pool_knows(
+    job: Job, fake_engine: type[FakeRunner], tmp_path: Path
+) -> None:
+    _run(job)
+    content = PoolContent(
+        tokenizer=TokenizerInfo(name="numbers", fingerprint="0123456789abcdef", vocab_size=64),
+        groups={},
+        global_documents=[PoolDocument(np.arange(5, dtype=np.int32))],
+        assignments=[(entity_hash("user", "7"), "users/1")],
+        provenance="external",
+        model=None,
+    )
+    write_pool(content, tmp_path / "pool")
+    for draft_tokens in (16, 0):
+        engine = EngineSettings("m", pool=tmp_path / "pool", draft_tokens=draft_tokens)
+        _run(replace(job, engine=engine, overwrite=True))
+    without, router, undrafted = fake_engine.routers
+    assert without is undrafted is None
+    assert not is_read(tmp_path / "pool")
+    assert router is not None
+    assert router.route(Query(user="7")).group == "users/1"
 
 
 def test_comparison_with_the_baseline(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from vllm_dare.pool.assignments import (
     _place,
     document_key,
     entity_hash,
+    kinds_of_group,
     write_assignments,
 )
 from vllm_dare.pool.tensor_file import write_tensor_file
@@ -131,9 +132,10 @@ def test_a_table_may_have_both_users_and_items(tmp_path: Path) -> None:
 
 
 def test_a_document_has_the_key_of_whom_its_group_says_it_is_about() -> None:
-    assert document_key("users/1", "7") == entity_hash("user", 7)
-    assert document_key("items/1", "7") == entity_hash("item", "7")
-    assert document_key("3", "7") == document_key(None, "7") == entity_hash("document", "7")
+    assert document_key(kinds_of_group("users/1"), "7") == entity_hash("user", 7)
+    assert document_key(kinds_of_group("items/1"), "7") == entity_hash("item", "7")
+    for group in ("3", None):
+        assert document_key(kinds_of_group(group), "7") == entity_hash("document", "7")
     assert len({entity_hash(kind, "7") for kind in ("user", "item", "document")}) == 3
 
 

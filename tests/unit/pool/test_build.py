@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import document_key
+from vllm_dare.pool.assignments import Assignment, entity_hash
 from vllm_dare.pool.build import BuildReport, build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
@@ -103,6 +103,104 @@ def test_of_documents_with_one_id_the_last_one_counts(make_pool: MakePool) -> No
         assert pool.group_of("item", "u1") == "items/1"
 
 
+def keys_by_text(directory: Path) -> dict[tuple[int, ...], int]:
+    with RetrievalPool.open(directory) as pool:
+        (segment,) = pool.global_segments()
+        return {tuple(document.tokens.tolist()): document.key for document in segment.keyed_documents()}
+
+
+def test_a_document_is_known_by_the_user_or_item_that_it_names(tokenizer: str, tmp_path: Path) -> None:
+    documents = [
+        Document("u19", text="a", user="19"),
+        Document("more of 19", text="a b", group="users/1", user="19"),
+        Document("19", text="b", group="users/1"),
+        Document("i5", text="c", group="users/1", item="5"),
+        Document("u19", text="b c", user="20"),
+    ]
+    report = build_pool(documents, tokenizer, tmp_path / "pool")
+    assert report.num_duplicates == 0
+    user = entity_hash("user", "19")
+    assert keys_by_text(tmp_path / "pool") == {
+        (1,): user,
+        (1, 2): user,
+        (2,): user,
+        (3,): entity_hash("item", "5"),
+        (2, 3): entity_hash("user", "20"),
+    }
+    with RetrievalPool.open(tmp_path / "pool") as pool:
+        assert pool.group_of("user", "19") == pool.group_of("item", "5") == "users/1"
+        assert pool.group_of("user", "5") is pool.group_of("user", "i5") is None
+        assert pool.group_of("user", "more of 19") is None
+
+
+def test_of_documents_about_one_user_and_with_one_id_the_last_one_counts(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    documents = [Document("u19", text=text, user="19") for text in ("a", "b")]
+    assert build_pool(documents, tokenizer, tmp_path / "pool").num_duplicates == 1
+    assert keys_by_text(tmp_path / "pool") == {(2,): entity_hash("user", "19")}
+
+
+def test_a_group_is_looked_up_by_user_or_item_and_then_by_id(tokenizer: str, tmp_path: Path) -> None:
+    documents = [
+        Document("1", text="a", user="19"),
+        Document("19", text="b", item="5"),
+        Document("u7", text="c", user="7"),
+        Document("5", text="a b", user="8"),  # the item's id is not the user's
+    ]
+    assignments: list[Assignment] = [
+        ("user", "19", "users/1"),
+        ("user", "1", "users/2"),
+        ("item", "5", "items/1"),
+        ("user", "u7", "users/3"),
+    ]
+    report = build_pool(documents, tokenizer, tmp_path / "pool", assignments=assignments)
+    assert (report.num_ambiguous, report.mismatch) == (0, None)
+    with RetrievalPool.open(tmp_path / "pool") as pool:
+        groups = {group: texts(pool.group_segments(group)) for group in pool.groups}
+    assert groups == {"users/1": [[1]], "items/1": [[2]], "users/3": [[3]]}
+
+
+STRANGERS = [("u1", "a", None), ("u2", "b", None), ("u2", "c", None)]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "which"),
+    [([("user", "1", "users/1"), ("item", "2", "g")], r"such as user '1'"), ([], "are empty")],
+)
+def test_assignments_that_know_no_document_are_refused(
+    make_pool: MakePool, tmp_path: Path, assignments: list[Assignment], which: str
+) -> None:
+    with pytest.raises(
+        PoolError,
+        match=rf"^None of the 2 documents without a group is in the assignments \(documents are such as "
+        rf"'u1', assignments {which}\): check that both use the same ids\.$",
+    ):
+        make_pool("pool", STRANGERS, assignments=assignments)
+    assert files(tmp_path) == set()
+
+
+def test_assignments_that_know_no_document_are_told_of_where_groups_are_named(
+    make_pool: MakePool, tokenizer: str, tmp_path: Path
+) -> None:
+    assignments: list[Assignment] = [("user", "1", "users/1")]
+    _, report = make_pool("one", [*STRANGERS, ("u3", "c", "users/1")], assignments=assignments)
+    assert report.mismatch is not None and report.mismatch.startswith("None of the 2 documents")
+    documents = [Document("x", text="a", user="19"), Document("y", text="b", group="g")]
+    report = build_pool(documents, tokenizer, tmp_path / "two", assignments=assignments)
+    assert "documents are such as user '19'" in str(report.mismatch)
+
+
+@pytest.mark.parametrize(
+    "rows", [[("1", "a", None), ("x", "b", None)], [("x", "a", "users/1")], [("both", "a", None)]]
+)
+def test_assignments_that_know_one_or_are_not_needed_are_not_told_of(
+    make_pool: MakePool, rows: list[tuple[str, str, str | None]]
+) -> None:
+    assignments = [("user", "1", "users/1"), ("user", "both", "users/1"), ("item", "both", "items/1")]
+    assert make_pool("pool", rows, assignments=assignments)[1].mismatch is None
+
+
 def test_documents_without_text_are_left_out_and_counted(make_pool: MakePool) -> None:
     _, report = make_pool("pool", [("u1", "a", None), ("u2", "", None), ("u3", "   ", None)])
     assert (report.num_documents, report.num_empty) == (1, 2)
@@ -148,7 +246,7 @@ def test_a_document_is_as_new_as_the_last_text_of_its_id(make_pool: MakePool) ->
     with RetrievalPool.open(output) as pool:
         assert texts(pool.global_segments()) == [[2], [3]]
         keys = pool.global_segments()[0].document_keys.tolist()
-    assert keys == [document_key(None, "2"), document_key(None, "1")]
+    assert keys == [entity_hash("document", "2"), entity_hash("document", "1")]
 
 
 def test_groups_above_the_bound_are_split_between_documents(make_pool: MakePool) -> None:

@@ -67,6 +67,15 @@ def test_blank_lines_and_a_byte_order_mark_are_nothing(tmp_path: Path) -> None:
     assert len(read(path)) == 2
 
 
+def test_a_document_may_say_whom_it_is_about(tmp_path: Path, write_jsonl: Write) -> None:
+    rows = [GOOD | {"user": 1, "item": None}, {"id": "i", "token_ids": [1], "item": "x"}, GOOD]
+    expected = [("1", None), (None, "x"), (None, None)]
+    jsonl, table = write_jsonl("documents.jsonl", rows), tmp_path / "documents.parquet"
+    parquet.write_table(pa.table({"id": ["u"], "text": ["a"], "user": [1]}), table)
+    assert [(d.user, d.item) for d in read_documents([jsonl])] == expected
+    assert [(d.user, d.item) for d in read_documents([table])] == [("1", None)]
+
+
 def test_a_document_knows_its_line(write_jsonl: Write) -> None:
     path = write_jsonl("documents.jsonl", [GOOD, GOOD])
     assert [d.source for d in read_documents([path])] == [f"{path}:1", f"{path}:2"]
@@ -89,6 +98,13 @@ BAD_LINES = [
     pytest.param(b'{"id": "u", "text": "\\ud800"}', "has a text that is not", id="half a surrogate pair"),
     pytest.param(b'{"id": "u", "text": "a", "group": 3.5}', "has a group", id="a fraction for a group"),
     pytest.param(b'{"id": "u", "text": "a", "group": ""}', "has a group", id="empty group"),
+    pytest.param(b'{"id": "u", "text": "a", "user": ""}', "has a user that is no name", id="empty user"),
+    pytest.param(
+        b'{"id": "u", "text": "a", "item": 1.5}', "has an item that is no", id="a fraction for an item"
+    ),
+    pytest.param(
+        b'{"id": "u", "text": "a", "user": 1, "item": 2}', "has both a user and an item", id="of two"
+    ),
     pytest.param(b'{"id": "u", "token_ids": [1, -1]}', "negative", id="negative token id"),
     pytest.param(b'{"id": "u", "token_ids": [1, 2147483647]}', "beyond any", id="huge token id"),
     pytest.param(b'{"id": "u", "token_ids": [1e2]}', "not a list of integers", id="fractional token id"),

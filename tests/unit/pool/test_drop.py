@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import document_key, entity_hash
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import BuildReport
 from vllm_dare.pool.drop import drop_documents
 from vllm_dare.pool.live import LiveDocument
@@ -61,7 +61,7 @@ def test_a_users_text_is_gone_and_nothing_else_is(make_pool: MakePool) -> None:
     with RetrievalPool.open(pool) as opened:
         header = opened.global_segments()[0].header
         assert (header.provenance, header.model) == ("strict", "m")
-        assert document_key("users/1", "u1") not in opened.global_segments()[0].document_keys.tolist()
+        assert entity_hash("user", "u1") not in opened.global_segments()[0].document_keys.tolist()
 
 
 def test_a_group_without_text_is_forgotten_and_an_empty_global_segment_stays(make_pool: MakePool) -> None:
@@ -77,7 +77,7 @@ def test_a_group_without_text_is_forgotten_and_an_empty_global_segment_stays(mak
 def test_of_two_global_segments_that_hold_one_users_text_both_are_changed(make_pool: MakePool) -> None:
     rows = [(str(i), "a b c war", None) for i in range(3)]
     pool, _ = make_pool("pool", rows, max_segment_tokens=4)
-    drop_documents(pool, {document_key(None, i) for i in "02"}, "two ids")
+    drop_documents(pool, {entity_hash("document", i) for i in "02"}, "two ids")
     assert texts(pool) == [[1, 2, 3, 8]]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import document_key
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import BuildReport
 from vllm_dare.pool.merge import merge_pools
 from vllm_dare.pool.pool import RetrievalPool
@@ -39,7 +39,7 @@ def test_keys_stay_with_their_documents_and_later_pools_are_newer(
         found = [
             (tokens.tolist(), key) for s in pool.global_segments() for tokens, key in s.keyed_documents()
         ]
-    user, other = document_key("users/1", "u1"), document_key(None, "x")
+    user, other = entity_hash("user", "u1"), entity_hash("document", "x")
     assert found == [([3], user), ([1], user), ([2], other)]
 
 

@@ -47,7 +47,8 @@ def test_build_says_what_it_built(tmp_path: Path, write_jsonl: Write, tokenizer:
     assert lines[0].startswith(f"Built {output}: 3 documents, 9 tokens, 2 groups, ")
     assert lines[1] == "1 documents gave way to a later one with the same id."
     assert lines[2] == "1 documents without any text were left out."
-    assert lines[3].startswith(
+    assert lines[3].startswith("None of the 1 documents without a group is in the assignments")
+    assert lines[4].startswith(
         f"2 rows were skipped; the first: {documents}:6 has neither text nor token_ids"
     )
     with RetrievalPool.open(output) as built:
@@ -63,6 +64,19 @@ def test_build_says_which_documents_could_be_anybodys(
     options = ["--tokenizer", tokenizer, "--output", tmp_path / "pool", "--assignments", assignments]
     result = run("build", documents, *options)
     assert "1 documents are in no group, because their id is both a user's and an item's" in result.stdout
+
+
+def test_build_says_that_assignments_have_other_ids(
+    tmp_path: Path, write_jsonl: Write, tokenizer: str
+) -> None:
+    assignments = write_jsonl("a.jsonl", [{"user": 7, "group": "users/1"}])
+    options = ["--tokenizer", tokenizer, "--output", tmp_path / "pool", "--assignments", assignments]
+    result = run("build", write_jsonl("d.jsonl", [{"id": "u7", "text": "a"}]), *options)
+    assert str(result.exception).startswith("None of the 1 documents without a group is in the assignments")
+    assert not (tmp_path / "pool").exists()
+    result = run("build", write_jsonl("d.jsonl", ROWS), *options)
+    assert result.exit_code == 0
+    assert "documents are such as '3', assignments such as user '7'" in result.stdout
 
 
 def test_build_refuses_to_overwrite_unless_told(
@@ -160,6 +174,21 @@ def test_drop(pool: Path) -> None:
     result = run("drop", pool, "--id", "1")
     assert result.stdout == f"Removed id '1' from {pool}: 2 documents or passages in 2 segment files.\n"
     assert isinstance(run("drop", pool, "--id", "1").exception, PoolError)
+
+
+def test_drop_finds_a_user_whatever_the_ids_of_the_documents(
+    tmp_path: Path, write_jsonl: Write, tokenizer: str
+) -> None:
+    rows = [
+        {"id": "u19", "user": 19, "text": "a likes war .", "group": "users/1"},
+        {"id": "more", "user": "19", "text": "b"},
+        {"id": "19", "item": "3", "text": "c"},
+    ]
+    pool = tmp_path / "pool"
+    run("build", write_jsonl("d.jsonl", rows), "--tokenizer", tokenizer, "--output", pool)
+    assert f"Removed user '19' from {pool}: 3 documents" in run("drop", pool, "--user", "19").stdout
+    with RetrievalPool.open(pool) as left:
+        assert [document.tolist() for s in left.global_segments() for document in s.documents()] == [[3]]
 
 
 @pytest.mark.parametrize("options", [[], ["--user", "1", "--id", "1"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.assignments import document_key
+from vllm_dare.pool.assignments import document_key, kinds_of_group
 from vllm_dare.pool.build import BuildReport
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.prune import Budget, prune_pool
@@ -64,7 +64,7 @@ def test_a_passage_has_the_key_of_its_document(make_pool: MakePool, tmp_path: Pa
     for tokens, key in passages:
         (whole,) = texts[key]
         assert any(whole[i : i + len(tokens)] == tokens.tolist() for i in range(len(whole)))
-    assert {document_key(group, i) for i, _, group in ROWS} == texts.keys()
+    assert {document_key(kinds_of_group(group), i) for i, _, group in ROWS} == texts.keys()
 
 
 def test_pools_without_groups_or_without_a_global_segment(make_pool: MakePool, tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_what_engines_learned_comes_in_from_the_live_directory(make_pool: MakePo
     assert texts(pool / "live") == []
 
 
+def test_what_was_learned_of_a_user_replaces_the_documents_that_name_the_user(
+    make_pool: MakePool, write_jsonl: Write, tokenizer: str
+) -> None:
+    pool, built = make_pool("pool", [("x", "war", None)])
+    new = write_jsonl("new.jsonl", [{"id": "u19", "user": "19", "text": "a b", "group": "users/1"}])
+    refresh_pool(pool, [new], 100, tokenizer=tokenizer)
+    info = built.manifest.tokenizer
+    store = LiveStore(prepare_live(pool, info), info, has_global=True, max_tokens=1000)
+    store.freeze([LiveDocument(np.array([5, 6], np.int32), "users/1", "strict", entity_hash("user", "19"))])
+    assert refresh_pool(pool, [pool / "live"], 100).num_replaced == 1
+    assert texts(pool) == [[8], [5, 6]]
+    assert texts(pool, "users/1") == [[5, 6]]
+
+
 def test_pruning_takes_the_place_of_age(make_pool: MakePool, write_jsonl: Write, tokenizer: str) -> None:
     rows = [(f"u{i}", "a b c likes films about space .", None) for i in range(6)]
     pool, built = make_pool("pool", rows)
