@@ -30,7 +30,7 @@ from vllm_dare.routing.lightgcn import learn_lightgcn
 from vllm_dare.routing.neighbours import neighbour_overlap
 from vllm_dare.routing.picture import draw_groups
 from vllm_dare.routing.router_file import write_user_router
-from vllm_dare.routing.user_attributes import attribute_columns, group_log_odds
+from vllm_dare.routing.user_attributes import check_attributes, group_log_odds
 
 Method = Literal["lightgcn", "als", "bpr"]
 Tell = Callable[[str], None]
@@ -162,7 +162,7 @@ def check_plan(plan: Plan) -> None:
         module, package = _MODULES["lightgcn" if plan.method == "lightgcn" else "als"]
         need(module, package, "'vllm-dare[groups]'")
     if plan.attributes is not None:
-        attribute_columns(plan.attributes)
+        check_attributes(plan.attributes)
     inputs = (plan.interactions, plan.embeddings, plan.attributes, plan.items)
     check_grouping_output(plan.output, plan.overwrite, [path for path in inputs if path is not None])
 

@@ -61,7 +61,7 @@ class TokenGuards:
 
     def applicable(self, rule: VerificationConfig) -> VerificationConfig:
         """The rule, or, where it asks for wording only and nobody knows what is wording, a strict one."""
-        if rule.wording_only and not self._knows_wording:
+        if rule.relaxes and rule.wording_only and not self._knows_wording:
             return rule.model_copy(update={"mode": "strict"})
         return rule
 

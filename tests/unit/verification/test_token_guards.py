@@ -42,6 +42,8 @@ def test_where_nobody_knows_what_is_wording_a_rule_that_asks_is_strict() -> None
     rule, other = VerificationConfig(mode="relaxed", wording_only=True), VerificationConfig(preset="paper")
     assert not guards().applicable(rule).relaxes
     assert guards().applicable(other) is other
+    strict = VerificationConfig()
+    assert guards().applicable(strict) is strict  # nothing is changed, so that nobody is told of it
     knowing = TokenGuards(12, lambda: TEXTS, lambda _: [], np.zeros(0, np.uint64))
     assert knowing.applicable(rule) is rule
 
