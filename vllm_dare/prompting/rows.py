@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm_dare.errors import DareError
 from vllm_dare.pool.assignment_file import read_assignments
-from vllm_dare.pool.group_inputs import assignment_table
 from vllm_dare.pool.assignments import EntityKind
+from vllm_dare.pool.group_inputs import assignment_table
 from vllm_dare.prompting.frameworks import About, Builder, prompt_fields
 from vllm_dare.prompting.subjects import Subject, User
 
