@@ -73,17 +73,46 @@ def pick_column(
         wanted: its value; None looks for the ``known`` names, in any case.
 
     Raises:
-        DareError: there is none; the message lists those there are.
+        DareError: there is none, or more than one of that name; the message lists those there are.
     """
     if wanted is not None:
-        if wanted in names:
-            return wanted
-        raise DareError(f"{path} has no column {wanted!r}; its columns are {', '.join(names)}.")
-    spelled = {name.lower().replace("_", ""): name for name in names}
-    for name in known:
-        if name in spelled:
-            return spelled[name]
-    raise DareError(f"{path} has the columns {', '.join(names)}; say with {option} which one is meant.")
+        if wanted not in names:
+            raise DareError(f"{path} has no column {wanted!r}; its columns are {', '.join(names)}.")
+        found = [name for name in names if name == wanted]
+    else:
+        found = next((same for one in known if (same := _fitting(names, (one,)))), [])
+        if not found:
+            raise DareError(
+                f"{path} has the columns {', '.join(names)}; say with {option} which one is meant."
+            )
+    if len(found) > 1:
+        raise DareError(
+            f"{path} has the columns {' and '.join(found)}; rename or remove all but one of them."
+        )
+    return found[0]
+
+
+def check_one_fits(
+    path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
+) -> None:
+    """Refuse a table in which more than one column has a known name, unless somebody says which one is meant.
+
+    Args:
+        path, names, option, wanted, known: see `pick_column`.
+
+    Raises:
+        DareError: see above; the message lists these columns.
+    """
+    fitting = _fitting(names, known)
+    if wanted is None and len(set(fitting)) > 1:
+        raise DareError(
+            f"{path} has the columns {' and '.join(fitting)}; say with {option} which one is meant."
+        )
+
+
+def _fitting(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The columns that have one of the known names."""
+    return [name for name in names if name.lower().replace("_", "") in known]
 
 
 def split_values(cell: Any) -> list[str]:
@@ -111,7 +140,7 @@ def find_column(
     path: Path, names: Sequence[str], option: str, wanted: str | None, known: Sequence[str]
 ) -> str | None:
     """Like `pick_column`, but None where nobody asked for a column and no name is recognised."""
-    if wanted is None and not {name.lower().replace("_", "") for name in names} & set(known):
+    if wanted is None and not _fitting(names, known):
         return None
     return pick_column(path, names, option, wanted, known)
 

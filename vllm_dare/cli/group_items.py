@@ -82,10 +82,10 @@ def items(
     from vllm_dare.routing.item_values import read_item_values
     from vllm_dare.routing.value_map import read_value_map
 
-    check_grouping_output(output, overwrite)
+    inputs = (table, *([value_map] if value_map is not None else ()))
+    check_grouping_output(output, overwrite, inputs)
     if json_file is not None:
-        inputs = (table, output, *([value_map] if value_map is not None else ()))
-        check_report_file("--json", json_file, inputs)
+        check_report_file("--json", json_file, (output, *inputs))
     found = read_item_values(table, attribute, item_id_column)
     values = {value for item in found for value in item.values}
     groups = group_items(

@@ -71,7 +71,7 @@ class DraftMetrics:
 
         Args:
             requests: the same object means the same request.
-            groups: each request's group.
+            groups: what each request is counted by: its group, or what stands for several.
             drafts: what was found; lengths: int64[requests], how much of each chain goes out.
             look_up_seconds: how long the look-up took.
         """

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -52,10 +53,33 @@ class DareCollector:
     def collect(self) -> Iterator[Any]:
         """Every metric with a sample for every engine and label value."""
         folder = directory()
-        paths = sorted(folder.glob(f"*{SUFFIX}")) if folder is not None else []
-        engines = [(path.stem, file) for path in paths if (file := MetricsFile.read(path)) is not None]
+        engines = sorted(_newest_files(folder).items()) if folder is not None else []
         for metric in METRICS if engines else ():
             yield _family(metric, engines)
+
+
+def _newest_files(folder: Path) -> dict[str, MetricsFile]:
+    """Of each engine number the newest file whose process lives: one that was killed could not remove its."""
+    found: dict[str, MetricsFile] = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        name = re.fullmatch(r"(\d+)-(\d+)", path.stem, re.ASCII)
+        file = MetricsFile.read(path) if name is not None and _lives(int(name[2])) else None
+        if name is None or file is None:
+            continue
+        other = found.get(name[1])
+        if other is None or file.created > other.created:
+            found[name[1]] = file
+    return found
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _family(metric: Metric, engines: list[tuple[str, MetricsFile]]) -> Any:

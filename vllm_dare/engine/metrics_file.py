@@ -8,6 +8,7 @@ bytes, which a reader sees either before or after a write.
 import json
 import mmap
 import os
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,11 @@ _OFFSETS = dict(
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _NUM_NUMBERS = sum(metric.size for metric in METRICS)
-# The first word: files of another version's layout are not read.
+# The first word: files of another version's layout are not read. The second: when the file was made, in ns.
+_HEADER_BYTES = 16
 _LAYOUT = zlib.crc32(json.dumps([vars(metric) for metric in METRICS]).encode())
-_NUM_BYTES = 8 * (1 + _NUM_NUMBERS) + _NAME_BYTES * _GROUP_SLOTS
+_NAMES_OFFSET = _HEADER_BYTES + 8 * _NUM_NUMBERS
+_NUM_BYTES = _NAMES_OFFSET + _NAME_BYTES * _GROUP_SLOTS
 
 
 class MetricsFile:
@@ -114,18 +117,23 @@ class MetricsFile:
 
     Attributes:
         path: the file.
+        created: when it was made, in nanoseconds since 1970.
     """
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self.path = path
-        self._numbers = np.frombuffer(memory, np.float64, _NUM_NUMBERS, offset=8)
-        names = np.frombuffer(memory, np.uint8, offset=8 * (1 + _NUM_NUMBERS))
+        self._numbers = np.frombuffer(memory, np.float64, _NUM_NUMBERS, offset=_HEADER_BYTES)
+        self.created = int.from_bytes(memory[8:_HEADER_BYTES], "little")
+        names = np.frombuffer(memory, np.uint8, offset=_NAMES_OFFSET)
         self._names = names.reshape(_GROUP_SLOTS, _NAME_BYTES)
-        self._slots: dict[str | None, int] = {None: MAX_GROUPS + 1}
+        self._slots: dict[str | None, int] = {None: MAX_GROUPS + 1}  # of None and those with their own label
+        self._labels = {"", OTHER_GROUPS, NO_GROUP}  # those nobody else may have
 
     @classmethod
     def create(cls, directory: Path, engine: int) -> "MetricsFile":
-        """A file of zeros for an engine; one of an earlier engine with the same number is replaced.
+        """A file of zeros for an engine, named after its number and this process.
+
+        Servers that one process has started share its directory, and their engines may have the same number.
 
         Args:
             directory: where to; must exist.
@@ -134,9 +142,10 @@ class MetricsFile:
         Raises:
             OSError: it cannot be written.
         """
-        path = directory / f"{engine}{SUFFIX}"
-        temporary = directory / f".{engine}.{os.getpid()}.tmp"
-        temporary.write_bytes(_LAYOUT.to_bytes(8, "little") + bytes(_NUM_BYTES - 8))
+        path = directory / f"{engine}-{os.getpid()}{SUFFIX}"
+        temporary = directory / f".{engine}-{os.getpid()}.tmp"
+        header = _LAYOUT.to_bytes(8, "little") + time.time_ns().to_bytes(8, "little")
+        temporary.write_bytes(header + bytes(_NUM_BYTES - _HEADER_BYTES))
         with temporary.open("r+b") as file:
             memory = mmap.mmap(file.fileno(), _NUM_BYTES)
         os.replace(temporary, path)
@@ -179,24 +188,37 @@ class MetricsFile:
         return np.array(_BY_NAME[name].bounds)
 
     def group_slot(self, group: str | None) -> int:
-        """Which number of a metric by group is a group's; the first ones to come get their own."""
+        """Which number of a metric by group is a group's; the first ones to come get their own.
+
+        A group whose label, the first 128 bytes of its name, is another one's already has none: Prometheus
+        refuses metrics with the same labels twice.
+        """
         slot = self._slots.get(group)
         if slot is None:
-            number = len(self._slots) - 1
-            if number >= MAX_GROUPS:
+            slot, encoded = len(self._slots) - 1, _encoded(str(group))
+            if slot >= MAX_GROUPS or _label(encoded) in self._labels:
                 return MAX_GROUPS
-            slot = self._slots[group] = number
+            self._slots[group] = slot
+            self._labels.add(_label(encoded))
             self._name_slot(slot, str(group))
         return slot
 
     def group_names(self) -> list[str]:
         """The name of each slot, "" for one that nobody has."""
-        return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self._names]
+        return [_label(bytes(row)) for row in self._names]
 
     def remove(self) -> None:
         """The engine is over: nobody is to be shown its numbers."""
         self.path.unlink(missing_ok=True)
 
     def _name_slot(self, slot: int, name: str) -> None:
-        encoded = name.encode(errors="replace")[:_NAME_BYTES]
+        encoded = _encoded(name)
         self._names[slot, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode(errors="replace")[:_NAME_BYTES]
+
+
+def _label(encoded: bytes) -> str:
+    return encoded.rstrip(b"\0").decode(errors="replace")

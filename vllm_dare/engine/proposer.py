@@ -19,7 +19,7 @@ from vllm_dare.drafting.drafter import Batch, Drafter, Memory, Sources
 from vllm_dare.engine import metrics_endpoint, plugin, request_meters
 from vllm_dare.engine.draft_metrics import DraftMetrics, compile_metrics
 from vllm_dare.engine.learning import Learner, Written
-from vllm_dare.engine.metrics_file import MetricsFile
+from vllm_dare.engine.metrics_file import OTHER_GROUPS, MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.assignments import entity_hash
@@ -49,6 +49,8 @@ class _RequestState:
     max_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
     group: str | None
+    # The label that metrics count it by, see `DareProposer._label`.
+    label: str | None
     # Of the user or item that it names, see `vllm_dare.pool.segment.PoolDocument`.
     key: int
     # For the draft budget, see `vllm_dare.drafting.budget`.
@@ -288,8 +290,8 @@ class DareProposer:
                 states, batch.kinds, drafts.survivals, lengths, batch.whole, now, now - look_up_began
             )
         if self._metrics is not None:
-            groups = [state.group for state in states]
-            self._metrics.sent(states, groups, drafts, lengths, now - look_up_began)
+            labels = [state.label for state in states]
+            self._metrics.sent(states, labels, drafts, lengths, now - look_up_began)
         for i, row in enumerate(rows):
             proposals[row] = drafts.tokens[i, : lengths[i]].tolist()
         return proposals
@@ -335,7 +337,7 @@ class DareProposer:
         params = state.request.sampling_params
         group = self._group(self._options(params.extra_args if params is not None else None).query)
         sources = self._sources(group)
-        return replace(state, sources=sources, memory=sources.memory(), group=group)
+        return replace(state, sources=sources, memory=sources.memory(), group=group, label=self._label(group))
 
     def _refused(self, error: Exception) -> None:
         if self._metrics_file is not None:
@@ -383,6 +385,7 @@ class DareProposer:
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
             group=group,
+            label=self._label(group),
             key=_document_key(options.query),
             kind=kind_of(sampled, rule.relaxes),
             # With a seed, the text must not depend on the load.
@@ -415,6 +418,11 @@ class DareProposer:
         except Exception as error:
             self._count_error("sources", error)
             return None
+
+    def _label(self, group: str | None) -> str | None:
+        """The group itself only where the pool has text for it: clients may make up any names."""
+        pool = self.drafter.pool
+        return group if group is None or (pool is not None and group in pool.groups) else OTHER_GROUPS
 
     def _gather(self) -> None:
         """Learn the last requests before an idle time, in which vLLM asks for no drafts."""

@@ -16,8 +16,10 @@ def assignment_table(path: Path) -> Path:
     """The table of a directory that `vllm-dare group` wrote; a file is a table itself.
 
     Raises:
-        PoolError: it is a directory without one.
+        PoolError: there is nothing, or a directory without one.
     """
+    if not path.exists():
+        raise PoolError(f"There is no file or directory {path}; check the path.")
     if not path.is_dir():
         return path
     table = path / ASSIGNMENTS_NAME

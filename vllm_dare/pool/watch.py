@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from vllm_dare.errors import DareError, PoolError
+from vllm_dare.errors import PoolError
 from vllm_dare.pool.manifest import MANIFEST_NAME, read_manifest
 from vllm_dare.pool.pool import RetrievalPool
 
@@ -60,7 +60,7 @@ class PoolWatch:
         try:
             self._open()
             self._seen, self._refused = seen, None
-        except (DareError, OSError, ValueError) as error:
+        except Exception as error:  # of any kind: it must not end the thread unnoticed
             if seen != self._refused:
                 self._on_failure(error)
             self._refused, self._rounds_to_retry = seen, int(_RETRY_SECONDS / _LOOK_SECONDS)

@@ -8,11 +8,11 @@ from typing import Any
 from vllm_dare.errors import DareError
 from vllm_dare.pool.assignment_file import read_assignments
 from vllm_dare.pool.assignments import EntityKind
+from vllm_dare.pool.group_inputs import assignment_table
 from vllm_dare.prompting.frameworks import About, Builder, prompt_fields
 from vllm_dare.prompting.subjects import Subject, User
 
 _KINDS: Mapping[About, EntityKind] = {"users": "user", "items": "item"}
-_FILE_IN_DIRECTORY = "assignments.parquet"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_groups(path: Path, about: About) -> dict[str, str]:
     Raises:
         DareError: it cannot be read, or has no group of a user (an item).
     """
-    file = path / _FILE_IN_DIRECTORY if path.is_dir() else path
+    file = assignment_table(path)
     groups = {entity: group for kind, entity, group in read_assignments(file) if kind == _KINDS[about]}
     if not groups:
         raise DareError(

@@ -14,6 +14,7 @@ from vllm_dare.tables import (
     TIME_NAMES,
     USER_NAMES,
     WEIGHT_NAMES,
+    check_one_fits,
     column_names,
     find_column,
     pick_column,
@@ -25,6 +26,8 @@ from vllm_dare.tables import (
 @dataclass(frozen=True)
 class Columns:
     """The columns of an interaction table; None recognises them by name, in any case and with or without _.
+
+    Where several columns of a table would be recognised, one has to be named.
 
     Attributes:
         user: user or userID.
@@ -99,10 +102,17 @@ def read_positives(path: Path, columns: Columns, min_weight: float | None = None
         min_weight: from which weight on a row is positive.
 
     Raises:
-        DareError: the file cannot be read, a column is not there, a row has no id or no weight, or nothing is
-            positive.
+        DareError: the file cannot be read, a column is not there, two may be meant, a row has no id or no
+            weight, or nothing is positive.
     """
     names = column_names(path)
+    for option, wanted_name, known in (
+        ("--user-column", columns.user, USER_NAMES),
+        ("--item-column", columns.item, ITEM_NAMES),
+        ("--weight-column", columns.weight, WEIGHT_NAMES),
+        ("--time-column", columns.time, TIME_NAMES),
+    ):
+        check_one_fits(path, names, option, wanted_name, known)
     user = pick_column(path, names, "--user-column", columns.user, USER_NAMES)
     item = pick_column(path, names, "--item-column", columns.item, ITEM_NAMES)
     weight = find_column(path, names, "--weight-column", columns.weight, WEIGHT_NAMES)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vllm_dare.errors import DareError
 from vllm_dare.routing.interactions import read_ids
-from vllm_dare.tables import USER_NAMES, column_names, pick_column, read_columns
+from vllm_dare.tables import USER_NAMES, column_names, pick_column, read_columns, row_place
 
 PRIOR = ""
 FEWEST_USERS = 10  # that share a value, for it to count
@@ -27,6 +27,16 @@ def attribute_columns(path: Path) -> tuple[str, list[str]]:
     if not others:
         raise DareError(f"{path} has no column but {user!r}; give attributes, such as country.")
     return user, others
+
+
+def check_attributes(path: Path) -> None:
+    """Refuse a table of attributes that `group_log_odds` could not read.
+
+    Raises:
+        DareError: the file cannot be read, has no such columns, or has a user twice.
+    """
+    user, _ = attribute_columns(path)
+    _read_users(path, user, read_columns(path, [user], texts=[user])[user])
 
 
 def group_log_odds(
@@ -48,14 +58,15 @@ def group_log_odds(
         "column=value" to float32[groups]; the key "" has the log prior, log p_g.
 
     Raises:
-        DareError: the table cannot be read, has no attributes, or none of its users has a group.
+        DareError: the table cannot be read, has no attributes, has a user twice, or none of its users has a
+            group.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     user, others = attribute_columns(path)
     table = read_columns(path, [user, *others], texts=[user, *others])
-    rows, ids = read_ids(path, user, table[user])
+    rows, ids = _read_users(path, user, table[user])
     place = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(user_ids, pa.string()))
     group_of = np.append(labels, -1)[np.asarray(place.fill_null(len(labels)), np.int64)]
     groups = group_of[rows]
@@ -77,6 +88,18 @@ def group_log_odds(
         for row in np.flatnonzero(sizes >= FEWEST_USERS):
             found[f"{name}={values[row]}"] = odds[row].astype(np.float32)
     return found
+
+
+def _read_users(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]:
+    """See `read_ids`; a user may be there only once."""
+    rows, ids = read_ids(path, name, column)
+    if len(ids) < len(rows):
+        # Ids are numbered as they are met: the first row that brings no new one repeats one.
+        row = int(np.flatnonzero(rows != np.arange(len(rows)))[0])
+        raise DareError(
+            f"{row_place(path, row)} has the {name} {ids[rows[row]]} again; give each user one row."
+        )
+    return rows, ids
 
 
 def _values(path: Path, name: str, column: Any) -> tuple[np.ndarray, list[str]]:

@@ -17,6 +17,7 @@ from vllm_dare.routing.factorization import learn_als, learn_bpr
 from vllm_dare.routing.favourites import favourites, read_titles
 from vllm_dare.routing.given_embeddings import align_embeddings, read_embeddings
 from vllm_dare.routing.grouping_output import (
+    PICTURE_NAME,
     REPORT_NAME,
     check_grouping_output,
     staged_directory,
@@ -29,9 +30,7 @@ from vllm_dare.routing.lightgcn import learn_lightgcn
 from vllm_dare.routing.neighbours import neighbour_overlap
 from vllm_dare.routing.picture import draw_groups
 from vllm_dare.routing.router_file import write_user_router
-from vllm_dare.routing.user_attributes import attribute_columns, group_log_odds
-
-PICTURE_NAME = "groups.png"
+from vllm_dare.routing.user_attributes import check_attributes, group_log_odds
 
 Method = Literal["lightgcn", "als", "bpr"]
 Tell = Callable[[str], None]
@@ -163,8 +162,9 @@ def check_plan(plan: Plan) -> None:
         module, package = _MODULES["lightgcn" if plan.method == "lightgcn" else "als"]
         need(module, package, "'vllm-dare[groups]'")
     if plan.attributes is not None:
-        attribute_columns(plan.attributes)
-    check_grouping_output(plan.output, plan.overwrite)
+        check_attributes(plan.attributes)
+    inputs = (plan.interactions, plan.embeddings, plan.attributes, plan.items)
+    check_grouping_output(plan.output, plan.overwrite, [path for path in inputs if path is not None])
 
 
 def _embed(plan: Plan, positives: Positives, tell: Tell) -> tuple[Sequence[str], Embeddings]:

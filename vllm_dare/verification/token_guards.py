@@ -24,7 +24,7 @@ class TokenGuards:
     Attributes:
         kinds: uint8[vocab], what each token is, see `vllm_dare.verification.policy`; empty until a rule
             with ``protect`` is prepared.
-        pivots: uint64[any]; empty where no pool knows them.
+        pivots: uint64[any], of the last pool that knew them; empty if none did.
     """
 
     def __init__(
@@ -38,12 +38,18 @@ class TokenGuards:
         self._texts: Sequence[str] | None = None
         self._ids: dict[tuple[int | str, ...], tuple[int, ...]] = {}
         self.kinds: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.pivots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self.learn_wording(pivots)
 
     def learn_wording(self, pivots: npt.NDArray[np.uint64] | None) -> None:
-        """From now on, the pool that drafts has these pivots; None if it does not know them."""
+        """From now on, the pool that drafts has these pivots; None if it does not know them.
+
+        Then new requests that ask for wording only are strict, see `applicable`, and those that run keep the
+        pivots known so far: without any, they would relax everywhere.
+        """
         self._knows_wording = pivots is not None
-        self.pivots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64) if pivots is None else pivots
+        if pivots is not None:
+            self.pivots = pivots
 
     def prepare(self, rule: VerificationConfig) -> tuple[int, ...]:
         """Make `kinds` known if the rule needs them; returns the token ids that its ``never_relax`` means."""
@@ -55,7 +61,7 @@ class TokenGuards:
 
     def applicable(self, rule: VerificationConfig) -> VerificationConfig:
         """The rule, or, where it asks for wording only and nobody knows what is wording, a strict one."""
-        if rule.wording_only and not self._knows_wording:
+        if rule.relaxes and rule.wording_only and not self._knows_wording:
             return rule.model_copy(update={"mode": "strict"})
         return rule
 

@@ -1,8 +1,10 @@
 """The command line: cheap to start, clear when something is wrong."""
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,19 @@ def test_failed_rows_of_a_complete_output_are_not_forgotten(tmp_path: Path) -> N
     assert result.returncode == 3
     assert "1 of 1 rows failed" in result.stderr
     assert "--retry-failed generates them again" in result.stderr
+
+
+def test_an_interrupt_while_the_command_is_imported_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["vllm-dare"].partition(":")
+    code = f"import sys; from {module} import {function}; sys.exit({function}())"  # as pip's script does
+    for command in (["-m", "vllm_dare"], ["-c", code]):
+        result = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (130, "", "")

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -86,6 +89,58 @@ def test_a_group_may_have_any_name(directory: Path, name: str) -> None:
     assert groups[0][:60] == name.encode(errors="replace").decode()[:60]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("x" * 128 + "1", "x" * 128 + "2"),
+        ("x" * 127 + "\u00e9", "x" * 127 + "\u0100"),  # cut after different bytes, which are no character
+        ("a", "a\0"),
+        ("?", "\udcff"),
+        ("", "\0"),
+        (metrics_file.OTHER_GROUPS, metrics_file.NO_GROUP),
+    ],
+)
+def test_no_two_groups_have_the_same_label(directory: Path, first: str, second: str) -> None:
+    file = MetricsFile.create(directory, 0)
+    for group in (None, first, second, "last", *(f"g{number}" for number in range(MAX_GROUPS))):
+        file.numbers("group_draft_tokens")[file.group_slot(group)] += 1
+    assert file.group_slot(second) == MAX_GROUPS
+    assert value("group_draft_tokens_total", group="last") == 1
+    numbers = {
+        dict(labels)["group"]: number
+        for (name, labels), number in shown().items()  # fails where a series is there twice
+        if name == "vllm_dare_group_draft_tokens_total"
+    }
+    assert sum(numbers.values()) == MAX_GROUPS + 4
+    assert numbers[metrics_file.NO_GROUP] == 1
+
+
+def test_of_several_engines_with_one_number_the_newest_is_shown(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = MetricsFile.create(directory, 0)
+    first.add("drafts", 1)
+    monkeypatch.setattr(metrics_file.os, "getpid", os.getppid)  # another server of the same parent
+    second = MetricsFile.create(directory, 0)
+    assert second.path != first.path
+    second.add("drafts", 2)
+    os.utime(first.path)  # the older one goes on counting
+    assert value("drafts_total") == 2
+    second.remove()
+    assert value("drafts_total") == 1
+
+
+def test_an_engine_that_was_killed_is_shown_no_more(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MetricsFile.create(directory, 0).add("drafts", 1)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setattr(metrics_file.os, "getpid", lambda: gone.pid)
+    MetricsFile.create(directory, 0).add("drafts", 2)
+    MetricsFile.create(directory, 1).add("drafts", 3)
+    assert value("drafts_total") == 1
+    assert not any(dict(labels).get("engine") == "1" for _, labels in shown())
+
+
 def test_every_engine_is_shown_and_a_new_one_replaces_its_predecessor(directory: Path) -> None:
     for engine, number in ((0, 1.0), (1, 2.0), (0, 5.0)):
         MetricsFile.create(directory, engine).add("drafts", number)
@@ -108,7 +163,8 @@ def test_an_engine_that_has_ended_is_shown_no_more(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(1 << 20)])
 def test_other_files_are_passed_over(directory: Path, content: bytes) -> None:
-    (directory / "7.metrics").write_bytes(content)
+    for name in ("7.metrics", f"7-{os.getpid()}.metrics", "x-1.metrics", f"7-{10**30}.metrics"):
+        (directory / name).write_bytes(content)
     assert shown() == {}
 
 

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 pytest.importorskip("vllm")
 
 from vllm_dare.drafting.step_costs import StepLoad
-from vllm_dare.engine import plugin
+from vllm_dare.engine import metrics_endpoint, plugin
+from vllm_dare.engine.metrics_file import NO_GROUP, OTHER_GROUPS
 from vllm_dare.engine.proposer import DareProposer
 from vllm_dare.engine.request_meters import METERS
 from vllm_dare.pool.assignments import entity_hash
@@ -636,3 +637,59 @@ def test_a_newer_pool_that_cannot_be_used_changes_nothing(
             assert runner.propose(drafter) == before
     assert sum("goes on drafting" in record.message for record in caplog.records) <= 1
     assert drafter.errors == 0
+
+
+def test_requests_that_run_keep_the_wording_when_a_newer_pool_does_not_know_it(
+    make: Callable[..., DareProposer], pool: Path, tokenizer: str, runner: Runner
+) -> None:
+    drafter = make(pool)
+    pivots = np.array([3, 5], np.uint64)
+    drafter._guards.learn_wording(pivots)
+    wording_only = {"dare_group": "users/a", "dare_preset": "content"}
+    runner.add("runs", PREFIX, wording_only)
+    runner.propose(drafter)
+    build_pool(documents_of("users/a"), tokenizer, pool, global_segment=False, overwrite=True)
+    manifest = json.loads((pool / "manifest.json").read_text())
+    (pool / "manifest.json").write_text(json.dumps({**manifest, "pivots": None}))
+    drafter._watch.look()  # type: ignore[union-attr]
+    runner.propose(drafter)
+    runner.add("new", PREFIX, wording_only)
+    runs, new = drafter.rules_of_batch()
+    assert runs.relaxes
+    assert not new.relaxes
+    assert np.array_equal(drafter._guards.pivots, pivots)
+
+
+def test_only_groups_with_text_in_the_pool_have_a_label_of_their_own(
+    make: Callable[..., DareProposer],
+    pool: Path,
+    tokenizer: str,
+    runner: Runner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(metrics_endpoint.DIRECTORY_VARIABLE, str(tmp_path))
+    drafter = make(pool)
+    groups = ["users/a", "made up", OTHER_GROUPS, NO_GROUP, "users/new"]
+    for group in groups:
+        runner.add(group, PREFIX, {"dare_group": group})
+    runner.add("none", PREFIX)
+
+    def labels() -> dict[str, str | None]:
+        runner.propose(drafter)
+        return {request_id: state.label for request_id, state in drafter._states.items()}
+
+    others = dict.fromkeys(groups, OTHER_GROUPS)
+    assert labels() == {**others, "users/a": "users/a", "none": None}
+    build_pool(
+        [replace(document, group="users/new") for document in documents_of("users/a")],
+        tokenizer,
+        pool,
+        global_segment=False,
+        overwrite=True,
+    )
+    drafter._watch.look()  # type: ignore[union-attr]
+    labels()
+    assert labels() == {**others, "users/new": "users/new", "none": None}
+    assert drafter.errors == 0
+    drafter.close()

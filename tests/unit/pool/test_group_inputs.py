@@ -155,6 +155,8 @@ def test_a_directory_that_is_none_of_ours_is_refused(grouped: Path, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(PoolError, match=r"empty is a directory without assignments.parquet"):
         read_groups([tmp_path / "empty"])
+    with pytest.raises(PoolError, match=r"There is no file or directory .*nodir; check the path"):
+        read_groups([grouped, tmp_path / "nodir"])
     with pytest.raises(PoolError, match=r"empty holds 0 files router-\*.safetensors"):
         read_routers([tmp_path / "empty"])
     items_router(grouped)

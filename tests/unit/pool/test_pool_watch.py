@@ -153,6 +153,26 @@ def test_a_manifest_that_is_none_is_refused(directory: Path, watched: Watched, c
     assert len(watched.failures) == 1
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyError("no room"), RecursionError("no room")])
+def test_no_failure_ends_the_looking(
+    watched: Watched, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_self: RetrievalPool) -> None:
+        raise error
+
+    make_pool("pool", NEW, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalPool, "check_files", fail)
+        assert watched.look() is None
+        assert watched.look() is None
+    assert len(watched.failures) == 1
+    assert "no room" in watched.failures[0]
+    make_pool("pool", [*OLD, *NEW], overwrite=True)
+    found = watched.look()
+    assert found is not None
+    found.close()
+
+
 def test_it_looks_by_itself(directory: Path, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     watched = Watched(directory)

@@ -77,7 +77,9 @@ def test_groups(write: WriteTable, tmp_path: Path) -> None:
 
 
 def test_groups_that_cannot_be_read(write: WriteTable, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"There is no file .*assignments.parquet"):
+    with pytest.raises(PoolError, match=r"is a directory without assignments.parquet"):
         read_groups(tmp_path, "users")
+    with pytest.raises(PoolError, match=r"There is no file or directory .*nodir"):
+        read_groups(tmp_path / "nodir", "users")
     with pytest.raises(PoolError, match=r"groups.csv:2 is no assignment"):
         read_groups(write("groups.csv", "user,group\n42,\n"), "users")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vllm_dare.errors import DareError
-from vllm_dare.routing.user_attributes import group_log_odds
+from vllm_dare.routing.user_attributes import check_attributes, group_log_odds
 
 LABELS = np.array([0] * 30 + [1] * 20 + [2] * 10 + [-1] * 5, np.int32)
 IDS = [f"u{i}" for i in range(len(LABELS))]
@@ -59,12 +59,22 @@ def test_values_of_parquet_are_text(tmp_path: Path) -> None:
         ("user,age\nz,3\n", r"No user of .*u.csv \(such as z\) has a group"),
         ("user,age\n", "No user of .*u.csv has a group"),
         ("user,age\nu1,3\n,4\n", "u.csv:3 has no user"),
+        ("user,age\nu1,3\nu2,4\nu1,5\nu2,6\n", "u.csv:4 has the user u1 again; give each user one row"),
+        ("user,user,age\nu1,u1,3\n", "columns user and user; rename or remove"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "u.csv").write_text(text)
     with pytest.raises(DareError, match=message):
         group_log_odds(tmp_path / "u.csv", IDS, LABELS, 3)
+
+
+def test_a_user_who_is_there_twice_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "u.csv").write_text("user,age\nu1,3\nu1,3\n")
+    with pytest.raises(DareError, match=r"u.csv:3 has the user u1 again"):
+        check_attributes(tmp_path / "u.csv")
+    (tmp_path / "u.csv").write_text("user,age\nu1,3\nu2,3\n")
+    check_attributes(tmp_path / "u.csv")
 
 
 def test_lists_are_no_attributes(tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_words_and_numbers_for_labels(tmp_path: Path, labels: tuple[str, str]) -
     assert pairs(read_positives(tmp_path / "a.parquet", Columns())) == [("a", "x")]
 
 
+def test_of_several_columns_that_fit_one_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,user_id,item,rating,pos\nAnn,a,x,1,0\nBob,b,y,0,1\n")
+    assert pairs(read_positives(path, Columns(user="user_id", weight="pos"))) == [("b", "y")]
+    assert pairs(read_positives(path, Columns(user="user", weight="rating"))) == [("Ann", "x")]
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "min_weight", "message"),
     [
@@ -120,6 +126,12 @@ def test_words_and_numbers_for_labels(tmp_path: Path, labels: tuple[str, str]) -
         ("user,item\na,x\n", {"item": "film"}, None, "no column 'film'; its columns are user, item"),
         ("user,item\na,x\n", {"weight": "stars"}, None, "no column 'stars'"),
         ("who,item\na,x\n", {}, None, "say with --user-column"),
+        ("user_id,item_id,user_id\na,x,b\n", {}, None, "columns user_id and user_id; rename or remove"),
+        ("user,item,user\na,x,b\n", {"user": "user"}, None, "columns user and user; rename or remove"),
+        ("user_id,item,USER\na,x,b\n", {}, None, "columns user_id and USER; say with --user-column"),
+        ("user,item,movie\na,x,b\n", {}, None, "columns item and movie; say with --item-column"),
+        ("user,item,rating,score\na,x,1,0\n", {}, None, "rating and score; say with --weight-column"),
+        ("user,item,date,time\na,x,1,0\n", {}, None, "date and time; say with --time-column"),
         ("user,item\na,x\nb\n", {}, None, "Cannot read .*a.csv"),
     ],
 )

@@ -42,8 +42,22 @@ def test_where_nobody_knows_what_is_wording_a_rule_that_asks_is_strict() -> None
     rule, other = VerificationConfig(mode="relaxed", wording_only=True), VerificationConfig(preset="paper")
     assert not guards().applicable(rule).relaxes
     assert guards().applicable(other) is other
+    strict = VerificationConfig()
+    assert guards().applicable(strict) is strict  # nothing is changed, so that nobody is told of it
     knowing = TokenGuards(12, lambda: TEXTS, lambda _: [], np.zeros(0, np.uint64))
     assert knowing.applicable(rule) is rule
+
+
+def test_a_pool_that_does_not_know_the_wording_takes_none_away() -> None:
+    rule, pivots = VerificationConfig(mode="relaxed", wording_only=True), np.array([3, 5], np.uint64)
+    every = guards()
+    assert len(every.pivots) == 0
+    for known in (pivots, None, pivots[:1], None):
+        every.learn_wording(known)
+        assert every.applicable(rule).relaxes == (known is not None)
+        if known is not None:
+            expected = known
+        assert np.array_equal(every.pivots, expected)
 
 
 def test_an_open_quotation_is_followed_through_the_output() -> None:
