@@ -26,8 +26,10 @@ class FakeLLM:
             vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=1)), step=self._step
         )
         self._error = error
+        self.asked: list[Any] = []
 
-    def enqueue(self, prompts: list[Any], *_: Any, **__: Any) -> list[str]:
+    def enqueue(self, prompts: list[Any], params: Any, **_: Any) -> list[str]:
+        self.asked.append(params.extra_args)
         if self._error is not None:
             raise self._error
         return ["0-abc"]
@@ -115,16 +117,9 @@ def test_a_row_that_names_no_group_has_that_of_the_router(
 
 
 def test_the_engine_is_asked_what_the_row_asks(router: Router) -> None:
-    asked: list[Any] = []
-    llm = FakeLLM()
-    enqueue = llm.enqueue
-    llm.enqueue = lambda prompts, params, **_: asked.append(params.extra_args) or enqueue(prompts)  # type: ignore[func-returns-value,method-assign]
-    list(
-        Runner(llm, SamplingSettings(), lambda: False, router=router).run(
-            iter([PromptRow(1, "a", {"dare_user": 19})])
-        )
-    )
-    assert asked == [{"dare_user": 19}]
+    llm, row = FakeLLM(), PromptRow(1, "a", {"dare_user": 19})
+    list(Runner(llm, SamplingSettings(), lambda: False, router=router).run(iter([row])))
+    assert llm.asked == [{"dare_user": 19}]
 
 
 def test_an_error_row_is_no_document_of_anybody(router: Router) -> None:
