@@ -68,7 +68,7 @@ def test_items_with_a_framework_of_ones_own(tmp_path: Path) -> None:
         (("--framework", "nowhere.py:build"), "There is no file nowhere.py"),
         (("--items", "nowhere.csv"), "There is no file nowhere.csv"),
         (("--title-column", "headline"), "has no column 'headline'"),
-        (("--groups", "nowhere.csv"), "There is no file nowhere.csv"),
+        (("--groups", "nowhere.csv"), "There is no file or directory nowhere.csv"),
         (("--min-interactions", "99"), "lower --min-interactions"),
         (("--output", "prompts.parquet"), "name it .jsonl"),
         (("--output", str(EXAMPLE / "items.csv"), "--overwrite"), "is the file"),
