@@ -24,7 +24,7 @@ from vllm_dare.generation.output import OutputFile
 from vllm_dare.generation.prompts import PromptRow
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 from vllm_dare.pool.assignments import entity_hash
-from vllm_dare.pool.lock import is_read
+from vllm_dare.pool.lock import has_older_readers
 from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, write_pool
@@ -270,7 +270,8 @@ def test_the_runner_knows_what_the_pool_knows(
         _run(replace(job, engine=engine, overwrite=True))
     without, router, undrafted = fake_engine.routers
     assert without is undrafted is None
-    assert not is_read(tmp_path / "pool")
+    write_pool(replace(content, assignments=None), tmp_path / "pool", overwrite=True)
+    assert not has_older_readers(tmp_path / "pool")  # the router does not keep the pool's files
     assert router is not None
     assert router.route(Query(user="7")).group == "users/1"
 
