@@ -165,6 +165,11 @@ def lines(result: Record) -> Iterator[str]:
             f"{new['few']:.1%} of them to the group of their embedding, all their items {new['all']:.1%} (by "
             f"chance {new['chance']:.1%})."
         )
+        if new["few"] < 2 * new["chance"]:
+            yield (
+                "That is hardly better than chance: what users like says little of these embeddings, so that "
+                "new users' groups mean little, too; consider embeddings learned from the interactions."
+            )
     if result["attributes"] is not None:
         yield (
             f"The router knows {len(result['attributes']):,} attribute values that {FEWEST_USERS} users or "

@@ -236,3 +236,21 @@ def test_a_package_that_is_missing(
     shown = capsys.readouterr().err
     assert shown.startswith(f"Error: {package} cannot be imported")
     assert "`pip install 'vllm-dare[groups]'`" in shown
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_it_says_when_embeddings_have_nothing_to_do_with_what_users_like(
+    tmp_path: Path, table: Path, run: Run, capsys: pytest.CaptureFixture[str], related: bool
+) -> None:
+    import pyarrow as pa
+
+    rng = np.random.default_rng(0)
+    places = np.arange(150) % TASTES if related else rng.permutation(150) % TASTES
+    vectors = np.eye(TASTES)[places] + rng.normal(0, 0.05, (150, TASTES))
+    pq.write_table(
+        pa.table({"user": [f"u{user}" for user in range(150)], "embedding": list(vectors)}),
+        tmp_path / "e.parquet",
+    )
+    assert run(table, "--output", tmp_path / "g", "--embeddings", tmp_path / "e.parquet", "--groups", 3) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("hardly better than chance" in said) is not related
