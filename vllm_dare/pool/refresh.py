@@ -1,13 +1,15 @@
 """Refreshing a pool in place: new documents in, the oldest out, under a budget of tokens."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.drop import forget_learned
@@ -100,20 +102,27 @@ def refresh_pool(
         manifest = replace_pool(kept, directory, progress=sort_progress)
         for path, addition in zip(paths, additions, strict=True):
             if path.resolve() == (directory / LIVE_DIRECTORY).resolve():
-                forget_learned(path, _every_document(addition))
+                forget_learned(path, _every_document(addition.content))
     return RefreshReport(
         manifest,
         num_tokens_before=count_tokens(old),
         num_tokens=count_tokens(kept),
-        num_new=sum(_num_documents(addition) for addition in additions),
+        num_new=sum(_num_documents(addition.content) for addition in additions),
         num_replaced=num_replaced,
         num_dropped=0 if prune else _num_documents(merged) - _num_documents(kept),
     )
 
 
+class _Addition(NamedTuple):
+    """What comes in, and the keys under which the pool may have the same ids from before they had a group."""
+
+    content: PoolContent
+    former_keys: Collection[int] = ()
+
+
 def _additions(
     pool: RetrievalPool, new: Sequence[Path], tokenizer: str | None, bad_rows: BadRows, stack: ExitStack
-) -> Iterator[PoolContent]:
+) -> Iterator[_Addition]:
     """The content of each of the new directories and files."""
     encoder = None if tokenizer is None else load_tokenizer(tokenizer)
     if encoder is not None and tokenizer is not None:
@@ -124,18 +133,21 @@ def _additions(
             check_tokenizers([pool, other])
             check_apart([pool, other])
             other.verify_checksums()
-            yield pool_content([other])
+            yield _Addition(pool_content([other]))
         else:
             has_global = bool(pool.manifest.global_segments)
             corpus = Corpus(pool.tokenizer, has_global, bad_rows, assigned=pool.assignments)
             corpus.add_all(read_documents([path], bad_rows), encoder)
             # The pool has its own assignments already.
-            yield replace(corpus.content("external", None), assignments=list(corpus.named_assignments()))
+            content = replace(corpus.content("external", None), assignments=list(corpus.named_assignments()))
+            former = {entity_hash("document", document_id) for *_, document_id in corpus.entries}
+            yield _Addition(content, former)
 
 
-def _joined(old: PoolContent, new: PoolContent) -> tuple[PoolContent, int]:
+def _joined(old: PoolContent, addition: _Addition) -> tuple[PoolContent, int]:
     """The documents of both, without the old ones that new ones replace; and how many those were."""
-    keys = {document.key for document in _every_document(new) if document.key}
+    new = addition.content
+    keys = {document.key for document in _every_document(new) if document.key}.union(addition.former_keys)
     texts = {_text(document) for document in _every_document(new) if _is_known_by_text(document)}
 
     def stays(document: PoolDocument) -> bool:

@@ -97,6 +97,16 @@ def test_what_was_learned_moves_into_the_pool(
     assert texts(live) == []
 
 
+def test_an_id_that_gets_a_group_replaces_its_text_without_one(
+    make_pool: MakePool, write_jsonl: Write, tokenizer: str
+) -> None:
+    pool, _ = make_pool("pool", [("1", "a a", None), ("2", "b b", None)])
+    new = write_jsonl("new.jsonl", [{"id": "1", "text": "c c", "group": "users/1"}])
+    report = refresh_pool(pool, [new], 100, tokenizer=tokenizer)
+    assert texts(pool) == [B, C]
+    assert report.num_replaced == 1
+
+
 def test_the_oldest_go_everywhere_while_there_is_too_much(
     make_pool: MakePool, write_jsonl: Write, tokenizer: str
 ) -> None:
