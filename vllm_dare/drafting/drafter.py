@@ -198,7 +198,7 @@ class Drafter:
         self._drafts = Drafts.empty(0, max_drafts)
         # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
-        self._cache = make_cache(0)
+        self._cache = np.empty(0, dtype=np.int64)
         self.serve(pool)
 
     def serve(self, pool: RetrievalPool | None) -> None:

@@ -33,7 +33,8 @@ class _Sent:
 class DraftMetrics:
     """Tells a metrics file what is sent and what is accepted; some microseconds a step.
 
-    The counts are those of vLLM's own `vllm:spec_decode_…` metrics.
+    What is accepted equals vLLM's own `vllm:spec_decode_…` counts; drafts may be fewer, since vLLM counts the
+    places that it pads, too.
 
     Args:
         file: receives the numbers.

@@ -9,7 +9,7 @@ import numpy as np
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import sync_directory
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
-from vllm_dare.pool.lock import changing, has_older_readers
+from vllm_dare.pool.lock import changing
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -21,7 +21,7 @@ from vllm_dare.pool.manifest import (
 )
 from vllm_dare.pool.segment import PoolDocument, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
-from vllm_dare.pool.writer import remove_unreferenced
+from vllm_dare.pool.writer import remove_unread
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,8 @@ def _drop(directory: Path, is_gone: Callable[[Segment], np.ndarray]) -> DropRepo
     if changed:
         sync_directory(directory / SEGMENTS_DIRECTORY)
         write_manifest(directory, _with_changes(manifest, changed))
-    if has_older_readers(directory):
-        return DropReport(num_documents, len(changed), num_files=0, is_read=True)
-    return DropReport(num_documents, len(changed), remove_unreferenced(directory), is_read=False)
+    removed = remove_unread(directory)
+    return DropReport(num_documents, len(changed), removed or 0, is_read=removed is None)
 
 
 def _written_without(

@@ -10,13 +10,12 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
-from vllm_dare.pool.lock import has_older_readers
 from vllm_dare.pool.manifest import (
-    MANIFEST_NAME,
     SEGMENTS_DIRECTORY,
     Manifest,
     SegmentInfo,
     is_pool,
+    manifest_signature,
     read_manifest,
     write_manifest,
 )
@@ -24,7 +23,7 @@ from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.segment import PoolDocument, Provenance, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
-from vllm_dare.pool.writer import PoolContent, remove_unreferenced, write_pool
+from vllm_dare.pool.writer import PoolContent, remove_unread, write_pool
 
 LIVE_DIRECTORY = "live"
 _LOCK_NAME = "lock"
@@ -134,7 +133,7 @@ class LiveStore:
             PoolError: it cannot be read.
         """
         for attempt in range(_READ_ATTEMPTS):
-            seen = self._signature()
+            seen = manifest_signature(self.directory)
             manifest = read_manifest(self.directory)
             try:
                 frozen = FrozenText(self.directory, manifest, before)
@@ -152,7 +151,7 @@ class LiveStore:
         Raises:
             OSError: the directory has gone.
         """
-        return self._signature() != self._seen
+        return manifest_signature(self.directory) != self._seen
 
     def freeze(self, documents: Sequence[LiveDocument]) -> None:
         """Add documents that their group has not yet; once this returns, they survive a crash.
@@ -172,7 +171,7 @@ class LiveStore:
                     write_manifest(self.directory, manifest)
             finally:
                 with suppress(OSError, PoolError):
-                    _clean(self.directory)
+                    remove_unread(self.directory)
 
     def _added(self, manifest: Manifest, documents: Sequence[LiveDocument]) -> Manifest:
         groups = {group: list(names) for group, names in manifest.groups.items()}
@@ -261,10 +260,6 @@ class LiveStore:
             kept.add(name)
         return kept
 
-    def _signature(self) -> tuple[int, ...]:
-        found = os.stat(self.directory / MANIFEST_NAME)
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
 
 def _num_tokens(manifest: Manifest) -> int:
     groups = [name for names in manifest.groups.values() for name in names]
@@ -349,9 +344,3 @@ def _check(directory: Path, tokenizer: TokenizerInfo, verify: bool) -> None:
                 pool.verify_checksums()
         except PoolError as error:
             raise PoolError(f"{error} Or remove {directory}, to begin learning anew.") from None
-
-
-def _clean(directory: Path) -> None:
-    """Remove what the manifest does not name, unless somebody merges or checks the directory just now."""
-    if not has_older_readers(directory):
-        remove_unreferenced(directory)

@@ -98,6 +98,16 @@ def is_pool(directory: Path) -> bool:
     return (directory / MANIFEST_NAME).is_file()
 
 
+def manifest_signature(directory: Path) -> tuple[int, ...]:
+    """What changes with every replacement of the manifest; asks the file system, nothing else.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = os.stat(directory / MANIFEST_NAME)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def check_is_pool(directory: Path) -> None:
     """Refuse a directory without a manifest.
 

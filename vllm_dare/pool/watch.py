@@ -1,11 +1,10 @@
 """Newer versions of a pool, opened in the background while the old one serves."""
 
-import os
 import threading
 from collections.abc import Callable
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.manifest import MANIFEST_NAME, read_manifest
+from vllm_dare.pool.manifest import manifest_signature, read_manifest
 from vllm_dare.pool.pool import RetrievalPool
 
 _LOOK_SECONDS = 1.0
@@ -52,7 +51,7 @@ class PoolWatch:
     def look(self) -> None:
         """One round: open the pool if its manifest is not the one seen last."""
         try:
-            seen = self._signature()
+            seen = manifest_signature(self._directory)
         except OSError:  # removed, or being replaced: what is mapped goes on serving
             return
         if seen == self._seen or (seen == self._refused and self._waits()):
@@ -97,7 +96,3 @@ class PoolWatch:
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):
             self.look()
-
-    def _signature(self) -> tuple[int, ...]:
-        found = os.stat(self._directory / MANIFEST_NAME)
-        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -174,20 +174,23 @@ def _replacing_content(output: Path) -> Iterator[None]:
     old pool goes on reading its files; they are removed with the next change after it has ended or moved on.
     """
     (output / SEGMENTS_DIRECTORY).mkdir(exist_ok=True)
-    _remove_unread(output)  # what readers of the version before last held, who have moved on since
+    remove_unread(output)  # what readers of the version before last held, who have moved on since
     try:
         yield
     finally:
-        _remove_unread(output)
+        remove_unread(output)
 
 
-def _remove_unread(output: Path) -> None:
-    if not has_older_readers(output):
-        remove_unreferenced(output)
+def remove_unread(output: Path) -> int | None:
+    """Remove the files that a pool's manifest does not name, unless somebody reads an older version.
 
+    Nobody may be adding files at the same time.
 
-def remove_unreferenced(output: Path) -> int:
-    """Remove the files that a pool's manifest does not name, and tell how many; nobody may be adding any."""
+    Returns:
+        How many files went; None if they are still read.
+    """
+    if has_older_readers(output):
+        return None
     manifest = read_manifest(output) if is_pool(output) else None
     segments = {f"{name}{SUFFIX}" for name in manifest.segments} if manifest else set()
     files = {SEGMENTS_DIRECTORY, MANIFEST_NAME}
