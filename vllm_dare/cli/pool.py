@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_dare.cli.pool_changes import drop, prune, refresh
+from vllm_dare.cli.pool_changes import add, drop, flush, prune, refresh
 from vllm_dare.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(refresh)
 app.command()(drop)
+app.command()(add)
+app.command()(flush)
 
 PoolDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A pool directory.")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="The pool directory to write.")]

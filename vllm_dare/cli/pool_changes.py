@@ -1,19 +1,32 @@
-"""`vllm-dare pool prune`, `refresh` and `drop`: less text, newer text, and one user's text out."""
+"""`vllm-dare pool prune`, `refresh`, `drop`, `add` and `flush`: changes of a pool, also while it serves."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vllm_dare.cli.progress import progress_bars
+from vllm_dare.config import LiveConfig
 from vllm_dare.errors import DareError
 
 if TYPE_CHECKING:
+    from vllm_dare.pool.assignments import EntityKind
+    from vllm_dare.pool.drop import DropReport
     from vllm_dare.pool.prune import Budget
 
 Directory = Annotated[Path, typer.Argument(metavar="POOL", help="A pool directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Wait = Annotated[
+    float,
+    typer.Option(min=0, metavar="SECONDS", help="How long to wait, at most, until engines have followed."),
+]
+# Whose key each option stands for.
+_KINDS: "dict[str, tuple[EntityKind | Literal['document'], ...]]" = {
+    "user": ("user",),
+    "item": ("item",),
+    "id": ("user", "item", "document"),
+}
 
 
 def prune(
@@ -125,35 +138,134 @@ def drop(
     document_id: Annotated[
         str | None, typer.Option("--id", help="The id, be it a user's, an item's or neither's.")
     ] = None,
+    group: Annotated[str | None, typer.Option(help="The group whose text is to go.")] = None,
+    wait: Wait = 30.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove the text of one user, item or id from a pool, in place, and from what was learned into it."""
-    from vllm_dare.pool.assignments import entity_hash
-    from vllm_dare.pool.drop import drop_documents
+    """Remove the text of one user, item, id or group from a pool, in place, and from what was learned.
 
-    given = {"user": user, "item": item, "id": document_id}
+    Engines that serve from the pool stop drafting from it within seconds, and those that learn forget it.
+    """
+    from vllm_dare.pool.assignments import entity_hash
+    from vllm_dare.pool.drop import drop_documents, drop_group
+
+    given = {"user": user, "item": item, "id": document_id, "group": group}
     named = {kind: value for kind, value in given.items() if value is not None}
     if len(named) != 1:
-        raise DareError("Give one of --user, --item and --id; it says whose text is to go.")
-    if document_id is not None:
-        keys = {entity_hash(kind, document_id) for kind in ("user", "item", "document")}
-    else:
-        keys = {entity_hash("user", user) if user is not None else entity_hash("item", str(item))}
+        raise DareError("Give one of --user, --item, --id and --group; it says whose text is to go.")
     ((kind, value),) = named.items()
-    report = drop_documents(directory, keys, f"{kind} {value!r}")
+    if group is not None:
+        report = drop_group(directory, group, wait_seconds=wait)
+    else:
+        keys = {entity_hash(one, value) for one in _KINDS[kind]}
+        report = drop_documents(directory, keys, f"{kind} {value!r}", wait_seconds=wait)
+    if as_json:
+        typer.echo(json.dumps(_drop_figures(report), indent=2))
+    else:
+        _show_drop(report, f"{kind} {value!r}", directory)
+
+
+def _drop_figures(report: "DropReport") -> dict[str, int | bool]:
+    return {
+        "documents": report.num_documents,
+        "segments": report.num_segments,
+        "old_files_removed": report.num_files,
+        "old_files_are_read": report.is_read,
+        "engines_learn": report.is_learned,
+        "engines_have_forgotten": report.is_followed,
+        "runs_of_8_tokens": report.proof.num_runs,
+        "runs_nobody_else_had": report.proof.num_unique,
+        "runs_left": report.proof.num_left,
+    }
+
+
+def _show_drop(report: "DropReport", whose: str, directory: Path) -> None:
     if report.num_documents:
         typer.echo(
-            f"Removed {kind} {value!r} from {directory}: {report.num_documents:,} documents or passages in "
+            f"Removed {whose} from {directory}: {report.num_documents:,} documents or passages in "
             f"{report.num_segments:,} segment files."
         )
+        if report.proof.num_runs:
+            typer.echo(
+                f"Of {report.proof.num_runs:,} runs of 8 tokens in that text, nobody else had "
+                f"{report.proof.num_unique:,}: of these, {report.proof.num_left:,} can still be drafted."
+            )
     else:
+        typer.echo(f"Nothing of {whose} was left in {directory}; {report.num_files:,} old files went.")
+    if report.is_learned and report.is_followed:
+        typer.echo("Engines that learn into the pool have forgotten it, too.")
+    elif report.is_learned:
         typer.echo(
-            f"Nothing of {kind} {value!r} was left in {directory}; {report.num_files:,} old files went."
+            "An engine that learns into the pool has not yet forgotten what is in its memory: see its log, "
+            "and run this again, or restart it."
         )
     if report.is_read:
         typer.echo(
-            "An engine still reads the old files. They stay until it has taken up the new version, with its "
-            "next step: run this again then, to remove them."
+            "Somebody still reads the old files. They stay until the new version has been taken up: run this "
+            "again then, to remove them."
         )
+
+
+def add(
+    directory: Directory,
+    documents: Annotated[
+        list[Path],
+        typer.Argument(metavar="DOCUMENTS...", help="Files of documents as `pool build` takes them."),
+    ],
+    *,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The pool's tokenizer, for documents with text.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=2**12, help="As dare.live.max_tokens: the most tokens that POOL/live keeps.")
+    ] = LiveConfig().max_tokens,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count documents that cannot be used instead of stopping.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add documents to what engines have learned into a pool, while they serve.
+
+    Engines that learn draft from them within seconds. `pool refresh POOL POOL/live` makes them part of the
+    pool itself.
+    """
+    from vllm_dare.pool.learned import add_documents
+    from vllm_dare.pool.rows import BadRows
+
+    bad_rows = BadRows(skip=skip_bad)
+    report = add_documents(directory, documents, max_tokens=tokens, tokenizer=tokenizer, bad_rows=bad_rows)
+    if as_json:
+        figures = {
+            "documents": report.num_documents,
+            "known_documents": report.num_known,
+            "empty_documents": report.num_empty,
+            "skipped_rows": bad_rows.num_skipped,
+            "tokens": report.num_tokens,
+            "engines_learn": report.is_learned,
+        }
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    typer.echo(
+        f"Added {report.num_documents:,} documents to {directory / 'live'}; {report.num_known:,} were there "
+        "already."
+    )
+    if not report.is_learned:
+        typer.echo(
+            "No engine learns into this pool now: they draft once one is started that does (dare.live)."
+        )
+    if bad_rows.num_skipped:
+        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+
+
+def flush(directory: Directory, *, wait: Wait = 30.0) -> None:
+    """Have engines that learn into a pool write down what is only in their memory, and wait until they have.
+
+    They do so by themselves every ten seconds, and when they end.
+    """
+    from vllm_dare.pool.learned import flush_learned
+
+    flush_learned(directory, wait_seconds=wait)
+    typer.echo(f"All that was learned is in {directory / 'live'}.")
 
 
 def _budget(tokens: int | None, keep: str | None) -> "Budget":

@@ -1,6 +1,6 @@
 """Learning while serving: what finished requests wrote becomes text to draft from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from vllm.logger import init_logger
 
 from vllm_dare.config import LiveConfig
 from vllm_dare.pool.live import LiveDocument, LivePool
-from vllm_dare.pool.live_keeper import LiveKeeper, frozen_share
+from vllm_dare.pool.live_keeper import Engine, LiveKeeper, frozen_share
 from vllm_dare.pool.live_store import LiveStore, prepare_live
 from vllm_dare.pool.pool import RetrievalPool
 
@@ -75,13 +75,13 @@ class Learner:
         )
         self.live: LivePool = self._keeper.live
 
-    def start(self, gather: Callable[[], None]) -> None:
-        """Begin to write to disk, and to read what other engines write, in the background.
+    def start(self, engine: Engine) -> None:
+        """Begin to write to disk, to read what other engines write, and to follow orders, in the background.
 
         Args:
-            gather: called in the background about once a second, to `learn` what nobody else asks for.
+            engine: asked, in the background, to `learn` what nobody else asks for, and to forget.
         """
-        self._keeper.start(gather)
+        self._keeper.start(engine)
 
     def learn(self, written: Sequence[Written]) -> None:
         """Let requests that are over draft for later ones."""

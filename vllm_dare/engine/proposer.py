@@ -23,6 +23,7 @@ from vllm_dare.engine.metrics_file import OTHER_GROUPS, MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.assignments import entity_hash
+from vllm_dare.pool.live_orders import Unfollowed
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.watch import PoolWatch
 from vllm_dare.request import RequestOptions
@@ -34,7 +35,7 @@ from vllm_dare.verification.token_guards import TokenGuards
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _RequestState:
     """What is worked out once per request; `request` tells a reused id from the request it was made for."""
 
@@ -56,6 +57,8 @@ class _RequestState:
     # For the draft budget, see `vllm_dare.drafting.budget`.
     kind: int
     sends_whole_chains: bool
+    # Not where the text of its user or group was dropped while it was there.
+    is_learned: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,9 @@ class DareProposer:
         self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
         self._batch: _Batch | None = None
-        self._states_lock = threading.Lock()  # the learner looks for finished requests while vLLM is idle
+        self._renews_sources = False
+        # Held while drafting: the background looks for finished requests and takes up pools while vLLM idles.
+        self._lock = threading.RLock()
 
     def load_model(self, *_args: Any, **_kwargs: Any) -> None:
         """vLLM's moment for loading: compile the kernels, so that no request waits for it."""
@@ -148,10 +153,13 @@ class DareProposer:
         self._drafts_here = get_tp_group().rank_in_group == 0
         if self._drafts_here:
             self._start_metrics(runner.parallel_config.data_parallel_index)
+        elif self.drafter.pool is not None:
+            self.drafter.pool.close()  # whoever changes the pool waits for its readers
+            self.drafter.serve(None)
         if self._watch is not None and self._drafts_here:
-            self._watch.start()
+            self._watch.start(self._serve_while_idle)
         if self._learner is not None and self._drafts_here:
-            self._learner.start(self._gather)
+            self._learner.start(self)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(
             runner.rejection_sampler, self.rules_of_batch, self._guards
@@ -163,7 +171,7 @@ class DareProposer:
         if self._watch is not None:
             self._watch.close()
         if self._learner is not None and self._drafts_here:
-            with self._states_lock:
+            with self._lock:
                 self._learn(list(self._states.values()))
                 self._states.clear()
             self._learner.close()
@@ -245,7 +253,8 @@ class DareProposer:
         """
         if self._drafts_here:
             try:
-                return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+                with self._lock:
+                    return self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             except Exception as error:  # a failed look-up must cost speed, never a request
                 self._count_error("draft", error)
         return [[] for _ in sampled_token_ids]
@@ -270,6 +279,8 @@ class DareProposer:
         newer = self._watch.take() if self._watch is not None else None
         if newer is not None:
             self._serve(newer)
+        if self._renews_sources:
+            self._renew_sources()
             states = [self._state(request_ids[row]) for row in rows]
             batch = self._batch = _Batch.of(rows, states, self.drafter)
         if self._pacing is not None and self._pacing.rests(
@@ -309,16 +320,22 @@ class DareProposer:
             self._metrics.verified(batch.states, scheduled, written)
             self._metrics.relaxed(self._runner.rejection_sampler.meters.relaxed)
 
+    def _serve_while_idle(self) -> None:
+        """Take up a newer version of the pool although no step comes; called in the background."""
+        with self._lock:
+            newer = self._watch.take() if self._watch is not None and not self._runner.requests else None
+            if newer is not None:
+                self._serve(newer)
+                self._renew_sources()
+
     def _serve(self, pool: RetrievalPool) -> None:
-        """Draft from a newer version of the pool, for the requests that run, too."""
+        """Draft from a newer version of the pool; `_renew_sources` does the rest."""
         before = self.drafter.pool
         self.drafter.serve(pool)
+        self._renews_sources = True
         if self._runner.parallel_config.tensor_parallel_size == 1:
             # Else every rank must relax alike, and each would learn of the new version at another step.
             self._guards.learn_wording(pool.pivots)
-        with self._states_lock:
-            for key, state in self._states.items():
-                self._states[key] = self._with_sources(state)
         if before is not None:
             before.close()
         if self._metrics_file is not None:
@@ -331,6 +348,12 @@ class DareProposer:
             len(pool.groups),
             pool.manifest.created_at.isoformat(timespec="seconds"),
         )
+
+    def _renew_sources(self) -> None:
+        """Draft for the requests that run from what is there now."""
+        self._renews_sources = False
+        for key, state in self._states.items():
+            self._states[key] = self._with_sources(state)
 
     def _with_sources(self, state: _RequestState) -> _RequestState:
         """The same request, drafted for from the pool that is served now."""
@@ -348,7 +371,7 @@ class DareProposer:
 
     def _state(self, request_id: str) -> _RequestState:
         request = self._runner.requests[request_id]
-        with self._states_lock:
+        with self._lock:
             state = self._states.get(request_id)
             if state is None or state.request is not request:
                 self._forget_finished()
@@ -424,13 +447,25 @@ class DareProposer:
         pool = self.drafter.pool
         return group if group is None or (pool is not None and group in pool.groups) else OTHER_GROUPS
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Learn the last requests before an idle time, in which vLLM asks for no drafts."""
-        with self._states_lock:
+        with self._lock:
             self._forget_finished()
         if self._metrics_file is not None and self._learner is not None:
             self._metrics_file.set("live_tokens", self._learner.live.num_tokens)
             self._metrics_file.set("live_evicted_tokens", self._learner.num_evicted)
+
+    def forget(self, unfollowed: Unfollowed) -> None:
+        """Do not learn what requests write whose user's or group's text was dropped while they were there."""
+        with self._lock:
+            for state in self._states.values():
+                if unfollowed.covers(state.group, state.key):
+                    state.is_learned = False
+
+    def renew(self) -> None:
+        """Text that was learned has gone: draft for running requests from what is left."""
+        with self._lock:
+            self._renews_sources = True
 
     def _forget_finished(self) -> None:
         """Drop the states of requests that are gone, once what they wrote is learned."""
@@ -444,6 +479,7 @@ class DareProposer:
                 [
                     Written(state.request, state.group, state.rule.relaxes, state.max_tokens, state.key)
                     for state in states
+                    if state.is_learned
                 ]
             )
 

@@ -1,15 +1,21 @@
 """Removing documents from a pool, and from what engines learned into it."""
 
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.deletion_proof import DeletionProof, RunCounter
 from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
-from vllm_dare.pool.lock import changing
+from vllm_dare.pool.lock import changing, has_older_readers
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -23,6 +29,8 @@ from vllm_dare.pool.segment import PoolDocument, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.writer import remove_unread
 
+_WAIT_SECONDS = 0.1
+
 
 @dataclass(frozen=True)
 class DropReport:
@@ -33,98 +41,252 @@ class DropReport:
         num_segments: files that were written anew, or were left out.
         num_files: old files that were removed; they may be of an earlier call.
         is_read: whether somebody still reads old files, so that they are there until the pool is next changed
-            or `drop_documents` is called again.
+            or this is called again.
+        is_learned: whether engines learn into the pool, which were told to forget such text, too.
+        is_followed: whether all of them have.
+        proof: that none of the text can be drafted from the files there are now.
     """
 
     num_documents: int
     num_segments: int
     num_files: int
     is_read: bool
+    is_learned: bool
+    is_followed: bool
+    proof: DeletionProof
 
 
-def drop_documents(directory: Path, keys: Collection[int], whose: str) -> DropReport:
-    """Remove the documents with certain keys from a pool, and from ``live`` in it.
+class _Removal(NamedTuple):
+    """What is to go from one directory.
+
+    Attributes:
+        manifest: what is left once a group has gone whole.
+        masks: of the segments of that, which documents go, bool[documents].
+        documents: those that go with their group.
+    """
+
+    manifest: Manifest
+    masks: dict[str, np.ndarray]
+    documents: list[PoolDocument]
+
+
+class _Removed(NamedTuple):
+    """What went from one directory; `before` and `after` are the segments, the old ones still mapped."""
+
+    documents: list[PoolDocument]
+    num_segments: int
+    num_files: int
+    is_read: bool
+    before: list[Segment]
+    after: list[Segment]
+
+
+_Choice = Callable[[Manifest, dict[str, Segment]], _Removal]
+
+
+def drop_documents(
+    directory: Path, keys: Collection[int], whose: str, *, wait_seconds: float = 0.0
+) -> DropReport:
+    """Remove the documents with certain keys from a pool, and from what was learned into it.
 
     Only segments that hold such documents are written anew. Killed at any moment, this leaves each of the two
-    as it was or without the documents. Assignments, blend and pivots stay: they hold no text.
+    as it was or without the documents. Assignments, blend and pivots stay: they hold no text. Engines that
+    learn forget what they have in memory of such text, and what the requests write that are there now.
 
     Args:
         directory: the pool.
         keys: see `vllm_dare.pool.assignments.document_key`.
         whose: for the message, such as ``"user '42'"``.
+        wait_seconds: how long to wait until engines have taken up the new version, so that old files can go.
 
     Raises:
         PoolError: there is no such document, the pool is damaged, or another process is changing it.
     """
-    check_is_pool(directory)
     wanted = np.array(sorted(keys), np.uint64)
 
-    def is_wanted(segment: Segment) -> np.ndarray:
-        return np.isin(segment.document_keys, wanted)
+    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
+        masks = {name: np.isin(segment.document_keys, wanted) for name, segment in segments.items()}
+        return _Removal(manifest, masks, [])
 
-    with changing(directory):
-        reports = [_drop(directory, is_wanted)]
-    live = directory / LIVE_DIRECTORY
-    if is_pool(live):
-        with locked(live):
-            reports.append(_drop(live, is_wanted))
-    report = DropReport(
-        sum(one.num_documents for one in reports),
-        sum(one.num_segments for one in reports),
-        sum(one.num_files for one in reports),
-        any(one.is_read for one in reports),
+    advice = (
+        "check the id (--id finds documents that name no user or item and whose group does not begin with "
+        "users/ or items/)"
     )
-    if not report.num_documents and report.is_read:
-        raise PoolError(
-            f"{directory} has no document of {whose}, but somebody still reads files of an earlier version, "
-            "which may hold some; run this again once all engines have taken up the present one."
-        )
-    if not report.num_documents and not report.num_files:
-        raise PoolError(
-            f"{directory} has no document of {whose}; check the id (--id finds documents that name no "
-            "user or item and whose group does not begin with users/ or items/)."
-        )
-    return report
+    return _drop(directory, choose, whose, advice, wait_seconds, keys=keys)
+
+
+def drop_group(directory: Path, group: str, *, wait_seconds: float = 0.0) -> DropReport:
+    """Remove a group's documents from a pool, from its global segment too, and from what was learned into it.
+
+    As `drop_documents`. Assignments to the group stay: what is written for it later is its text again.
+    """
+
+    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
+        members = [segments[name] for name in manifest.groups.get(group, ())]
+        documents = [document for segment in members for document in segment.keyed_documents()]
+        # Of equal documents as many as the group has; the others are another group's.
+        left = Counter(map(_identity, documents))
+
+        def goes(document: PoolDocument) -> bool:
+            left[_identity(document)] -= 1
+            return left[_identity(document)] >= 0
+
+        masks = {
+            name: np.array(list(map(goes, segments[name].keyed_documents())), np.bool_)
+            for name in manifest.global_segments
+        }
+        return _Removal(_without_group(manifest, group), masks, documents)
+
+    return _drop(directory, choose, f"the group {group!r}", "check its name", wait_seconds, groups=[group])
 
 
 def forget_learned(live: Path, documents: Iterable[PoolDocument]) -> None:
     """Remove documents from a pool's ``live``: they have become part of the pool itself."""
-    taken = {(document.key, document.tokens.tobytes()) for document in documents}
+    taken = set(map(_identity, documents))
 
-    def is_taken(segment: Segment) -> np.ndarray:
-        found = [(document.key, document.tokens.tobytes()) in taken for document in segment.keyed_documents()]
-        return np.array(found, np.bool_)
+    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
+        masks = {
+            name: np.array([_identity(one) in taken for one in segment.keyed_documents()], np.bool_)
+            for name, segment in segments.items()
+        }
+        return _Removal(manifest, masks, [])
 
     with locked(live):
-        _drop(live, is_taken)
+        _remove(live, choose)
 
 
-def _drop(directory: Path, is_gone: Callable[[Segment], np.ndarray]) -> DropReport:
-    """Remove from one directory, which nobody else is changing.
+def wait_for_engines(directory: Path, order: int, seconds: float) -> bool:
+    """Wait until no process reads older files of a pool, and engines have followed an order.
 
     Args:
         directory: the pool.
-        is_gone: bool[documents] of a segment, those that go.
+        order: its number, see `give_order`; 0 for none.
+        seconds: how long at most.
+
+    Returns:
+        Whether it is so; an engine looks once a second.
     """
+    deadline = time.monotonic() + seconds
+    live = directory / LIVE_DIRECTORY
+    while has_older_readers(directory) or has_older_readers(live) or not is_followed(live, order):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_WAIT_SECONDS)
+    return True
+
+
+def _drop(
+    directory: Path,
+    choose: _Choice,
+    whose: str,
+    advice: str,
+    wait_seconds: float,
+    *,
+    keys: Collection[int] = (),
+    groups: Collection[str] = (),
+) -> DropReport:
+    check_is_pool(directory)
+    live = directory / LIVE_DIRECTORY
+    removed, order = [], 0
+    if is_pool(live):
+        with locked(live):
+            order = give_order(live, keys, groups)
+            removed.append(_remove(live, choose))
+    with changing(directory):
+        removed.append(_remove(directory, choose))
+    num_files = sum(one.num_files for one in removed)
+    is_read = any(one.is_read for one in removed)
+    if is_read and wait_for_engines(directory, order, wait_seconds):
+        num_files += _remove_old_files(directory)
+        is_read = False
+    report = DropReport(
+        num_documents=sum(len(one.documents) for one in removed),
+        num_segments=sum(one.num_segments for one in removed),
+        num_files=num_files,
+        is_read=is_read,
+        is_learned=order > 0 and has_followers(live),
+        is_followed=wait_for_engines(directory, order, wait_seconds) or is_followed(live, order),
+        proof=_proof(removed),
+    )
+    _check_something_went(directory, report, whose, advice)
+    return report
+
+
+def _proof(removed: list[_Removed]) -> DeletionProof:
+    documents = [document.tokens for one in removed for document in one.documents]
+    counter = RunCounter(documents, [segment for one in removed for segment in one.before])
+    proof = counter.proof([segment for one in removed for segment in one.after])
+    if proof.num_left:
+        raise PoolError(
+            f"{proof.num_left:,} of {proof.num_unique:,} runs of words that only the removed text had are "
+            "still in the pool's indexes: rebuild the pool from documents without it."
+        )
+    return proof
+
+
+def _remove_old_files(directory: Path) -> int:
+    live = directory / LIVE_DIRECTORY
+    with changing(directory), locked(live) if is_pool(live) else nullcontext():
+        return (remove_unread(directory) or 0) + (remove_unread(live) or 0 if is_pool(live) else 0)
+
+
+def _check_something_went(directory: Path, report: DropReport, whose: str, advice: str) -> None:
+    if report.num_documents or report.is_learned:
+        return
+    if report.is_read:
+        raise PoolError(
+            f"{directory} has no document of {whose}, but somebody still reads files of an earlier version, "
+            "which may hold some; run this again once all engines have taken up the present one."
+        )
+    if not report.num_files:
+        raise PoolError(f"{directory} has no document of {whose}; {advice}.")
+
+
+def _remove(directory: Path, choose: _Choice) -> _Removed:
+    """Remove from one directory, which nobody else is changing."""
     manifest = read_manifest(directory)
-    changed: dict[str, tuple[str, SegmentInfo] | None] = {}
-    num_documents = 0
-    for name in manifest.segments:
-        segment = Segment.open(directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}")
-        found = is_gone(segment)
-        if found.any():
-            num_documents += int(found.sum())
-            changed[name] = _written_without(segment, found, manifest, directory)
-    if changed:
+    segments = {
+        name: Segment.open(directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}") for name in manifest.segments
+    }
+    left, masks, documents = choose(manifest, segments)
+    written: dict[str, Segment | None] = {}
+    for name, mask in masks.items():
+        if mask.any():
+            written[name] = _written_without(segments[name], mask, left, directory)
+            every = zip(segments[name].keyed_documents(), mask, strict=True)
+            documents = [*documents, *(document for document, goes in every if goes)]
+    if left is not manifest or written:
         sync_directory(directory / SEGMENTS_DIRECTORY)
-        write_manifest(directory, _with_changes(manifest, changed))
+        left = _with_changes(left, written)
+        write_manifest(directory, left)
     removed = remove_unread(directory)
-    return DropReport(num_documents, len(changed), removed or 0, is_read=removed is None)
+    after = {**segments, **{segment.name: segment for segment in written.values() if segment is not None}}
+    return _Removed(
+        documents,
+        num_segments=len(manifest.segments.keys() - left.segments.keys()),
+        num_files=removed or 0,
+        is_read=removed is None,
+        before=list(segments.values()),
+        after=[after[name] for name in left.segments],
+    )
+
+
+def _identity(document: PoolDocument) -> tuple[int, bytes]:
+    return document.key, document.tokens.tobytes()
+
+
+def _without_group(manifest: Manifest, group: str) -> Manifest:
+    if group not in manifest.groups:
+        return manifest
+    groups = {name: segments for name, segments in manifest.groups.items() if name != group}
+    used = {name for names in groups.values() for name in names}.union(manifest.global_segments)
+    segments = {name: info for name, info in manifest.segments.items() if name in used}
+    return manifest.model_copy(update={"groups": groups, "segments": segments})
 
 
 def _written_without(
     segment: Segment, found: np.ndarray, manifest: Manifest, directory: Path
-) -> tuple[str, SegmentInfo] | None:
+) -> Segment | None:
     """The segment that takes another's place; None if nothing is left for a group."""
     segment.verify_checksum()  # or damage would get a checksum of its own in the new segment
     left = [document for document, gone in zip(segment.keyed_documents(), found, strict=True) if not gone]
@@ -132,7 +294,7 @@ def _written_without(
         not left and segment.name not in manifest.global_segments
     ):  # an empty one says that there is a global one
         return None
-    written = write_segment(
+    return write_segment(
         directory / SEGMENTS_DIRECTORY,
         [document.tokens for document in left],
         keys=[document.key for document in left],
@@ -140,28 +302,25 @@ def _written_without(
         provenance=segment.header.provenance,
         model=segment.header.model,
     )
-    header = written.header
-    info = SegmentInfo(header.num_documents, header.num_tokens, written.num_bytes, header.provenance)
-    return written.name, info
 
 
-def _with_changes(manifest: Manifest, changed: dict[str, tuple[str, SegmentInfo] | None]) -> Manifest:
+def _with_changes(manifest: Manifest, written: dict[str, Segment | None]) -> Manifest:
     """The manifest with other segments in the places of those that changed."""
-    entries = {name: changed.get(name, (name, info)) for name, info in manifest.segments.items()}
+    entries: dict[str, tuple[str, SegmentInfo] | None] = dict(
+        zip(manifest.segments, manifest.segments.items(), strict=True)
+    )
+    for name, segment in written.items():
+        entries[name] = None if segment is None else (segment.name, SegmentInfo.of(segment))
 
     def names(before: list[str], least: int) -> list[str]:
         found = [entry for name in before if (entry := entries[name]) is not None]
         return [name for name, info in found if info.num_documents >= least]
 
     groups = {group: left for group, before in manifest.groups.items() if (left := names(before, 1))}
-    return Manifest(
-        tokenizer=manifest.tokenizer,
-        groups=groups,
-        global_segments=names(manifest.global_segments, 0),
-        segments=dict(entry for entry in entries.values() if entry is not None),
-        assignments=manifest.assignments,
-        routers=manifest.routers,
-        blend=manifest.blend,
-        pivots=manifest.pivots,
-        created_at=manifest.created_at,
+    return manifest.model_copy(
+        update={
+            "groups": groups,
+            "global_segments": names(manifest.global_segments, 0),
+            "segments": dict(entry for entry in entries.values() if entry is not None),
+        }
     )

@@ -221,3 +221,11 @@ def find(row, pattern, start, count):  # type: ignore[no-untyped-def]
     tokens = int32_array(row[TOKENS], row[NUM_TOKENS])
     suffixes = int32_array(row[SUFFIXES], row[NUM_SUFFIXES])
     return narrow(tokens, suffixes, lo, hi, 1, pattern, start + 1, count - 1)
+
+
+@njit(cache=CACHE, nogil=True)
+def add_counts(row, patterns, counts):  # type: ignore[no-untyped-def]
+    """Add to counts, int64[n], how often each of the patterns, int32[n, length >= 1], is in a segment."""
+    for i in range(patterns.shape[0]):
+        lo, hi = find(row, patterns[i], 0, patterns.shape[1])
+        counts[i] += hi - lo

@@ -3,8 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
+from vllm_dare.errors import PoolError
 from vllm_dare.pool.live import LiveDocument, LivePool
+from vllm_dare.pool.live_orders import Unfollowed
 from vllm_dare.pool.live_store import LiveStore
 
 _LOOK_SECONDS = 1.0  # how often other processes' text is looked for
@@ -13,6 +17,19 @@ _FREEZE_TOKENS = 2**16  # … and no longer than this, or …
 _FREEZE_SHARE = 16  # … this part of `max_tokens`
 _MEMORY_SHARE = 4  # memory may hold this part of `max_tokens`, the disk the rest
 _JOIN_SECONDS = 3.0  # vLLM kills an engine that takes more than five seconds to end
+
+
+class Engine(Protocol):
+    """What learning asks of the engine that it learns for, from the background."""
+
+    def gather(self) -> None:
+        """`LiveKeeper.add` what there is; called about once a second."""
+
+    def forget(self, unfollowed: Unfollowed) -> None:
+        """Do not `add` what the requests write that are there now, as far as it is to be forgotten."""
+
+    def renew(self) -> None:
+        """From now on draft for no request from what `LiveKeeper.live` does not hold any more."""
 
 
 class LiveKeeper:
@@ -43,14 +60,15 @@ class LiveKeeper:
         self._on_stop = on_stop
         self._failed = False
         self._oldest: float | None = None  # when the oldest text in memory was written
-        self._gather: Callable[[], None] = lambda: None
+        self._engine: Engine | None = None
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm-dare-learning", daemon=True)
 
-    def start(self, gather: Callable[[], None] = lambda: None) -> None:
-        """Begin the background work; ``gather`` is called about once a second, to `add` what there is."""
-        self._gather = gather
+    def start(self, engine: Engine | None = None) -> None:
+        """Begin the background work."""
+        self._engine = engine
+        self._store.orders.start()
         self._thread.start()
 
     def add(self, documents: Sequence[LiveDocument]) -> None:
@@ -64,10 +82,13 @@ class LiveKeeper:
     def tend(self) -> None:
         """One round of background work: gather, then freeze what is due or read what others have written."""
         if self._failed:
+            with suppress(PoolError):
+                self._forget_all()
             return
         try:
-            self._gather()
-            if self._is_due():
+            if self._engine is not None:
+                self._engine.gather()
+            if self._store.orders.unfollowed() is not None or self._is_due():
                 self._freeze()
             elif self.live.broken.is_set() or self._store.has_changed():
                 self._read()
@@ -99,10 +120,35 @@ class LiveKeeper:
 
     def _freeze(self) -> None:
         self._oldest = None
+        unfollowed = self._begin_to_follow()
         taken = self.live.take()
         self._store.freeze(taken.documents)
         self._frozen = self._store.read(self._frozen)
         self.live.swap(self._frozen, taken)
+        self._end_following(unfollowed)
+
+    def _forget_all(self) -> None:
+        """Where the disk has failed: an order to forget some text takes all of it, in memory and mapped."""
+        unfollowed = self._store.orders.unfollowed()
+        if unfollowed is None or unfollowed.only_writes:
+            return
+        self._begin_to_follow()
+        self._frozen = self._store.nothing()
+        self.live.swap(self._frozen, self.live.take())
+        self._end_following(unfollowed)
+
+    def _begin_to_follow(self) -> Unfollowed | None:
+        unfollowed = self._store.orders.unfollowed()
+        if unfollowed is not None and self._engine is not None:
+            self._engine.forget(unfollowed)
+        return unfollowed
+
+    def _end_following(self, unfollowed: Unfollowed | None) -> None:
+        if unfollowed is None:
+            return
+        if self._engine is not None and not unfollowed.only_writes:
+            self._engine.renew()
+        self._store.orders.followed(unfollowed.number)
 
     def _read(self) -> None:
         self.live.broken.clear()

@@ -10,6 +10,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import check_writable, sync_directory
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
+from vllm_dare.pool.live_orders import OrderReader
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -107,6 +108,7 @@ class LiveStore:
 
     Attributes:
         num_evicted: how many tokens this process has dropped to keep within that.
+        orders: what others want the engine to do.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class LiveStore:
         self._seen: tuple[int, ...] | None = None
         self.num_evicted = 0
         self._known = KnownTexts(lambda name: self._documents([name]))
+        self.orders = OrderReader(directory)
 
     @property
     def num_known(self) -> int:
@@ -153,8 +156,16 @@ class LiveStore:
         """
         return manifest_signature(self.directory) != self._seen
 
+    def nothing(self) -> FrozenText:
+        """What to draft from where the directory cannot be read any more, and its text is to be forgotten."""
+        empty = Manifest(tokenizer=self._tokenizer, groups={}, global_segments=[], segments={})
+        return FrozenText(self.directory, empty)
+
     def freeze(self, documents: Sequence[LiveDocument]) -> None:
         """Add documents that their group has not yet; once this returns, they survive a crash.
+
+        What an order wants forgotten that has not been followed is left out: whoever removed such text from
+        the disk has given the order before.
 
         Raises:
             OSError: the disk is full, or the directory cannot be written to any more.
@@ -162,6 +173,9 @@ class LiveStore:
         """
         with locked(self.directory):
             try:
+                unfollowed = self.orders.unfollowed()
+                if unfollowed is not None:
+                    documents = [one for one in documents if not unfollowed.covers(one.group, one.key)]
                 manifest = read_manifest(self.directory)
                 if new := self._known.leave_out(documents, manifest):
                     before = _num_tokens(manifest) + sum(len(document.tokens) for document in new)
@@ -226,10 +240,7 @@ class LiveStore:
             tokenizer=self._tokenizer,
             provenance=provenance,
         )
-        header = segment.header
-        return segment.name, SegmentInfo(
-            header.num_documents, header.num_tokens, segment.num_bytes, header.provenance
-        )
+        return segment.name, SegmentInfo.of(segment)
 
     def _bounded(
         self,
@@ -331,6 +342,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _check(directory: Path, tokenizer: TokenizerInfo, verify: bool) -> None:
+    OrderReader(directory)
     with RetrievalPool.open(directory) as pool:
         if pool.tokenizer.fingerprint != tokenizer.fingerprint:
             raise PoolError(

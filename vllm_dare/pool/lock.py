@@ -3,13 +3,12 @@
 import fcntl
 import hashlib
 import os
-import struct
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.byte_lock import ByteLock, is_byte_locked
 from vllm_dare.pool.manifest import MANIFEST_NAME, SEGMENTS_DIRECTORY
 
 READERS_NAME = "readers"
@@ -19,9 +18,8 @@ _MOST_VERSIONS = 2**62
 class ReadLock:
     """Held by a reader of one version of a pool; `has_older_readers` tells who changes it.
 
-    It is a lock of one byte, the version's, in the file `readers`, which holds nothing. The system drops it
-    with its process, however that ends. On a file system that has no such locks, or where the file cannot be
-    made, nothing is locked, and who changes a pool does not wait for readers.
+    It is a `ByteLock` of the version in the file `readers`. Where there are no such locks, who changes a pool
+    does not wait for readers.
 
     Args:
         directory: the pool.
@@ -30,12 +28,11 @@ class ReadLock:
 
     def __init__(self, directory: Path, version: int) -> None:
         self.version = version
-        descriptor = _open_readers(directory)
-        if descriptor is None:
-            self.release: weakref.finalize = weakref.finalize(self, _nothing)  # type: ignore[type-arg]
-            return
-        _range_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, version, 1)
-        self.release = weakref.finalize(self, os.close, descriptor)
+        self._lock = ByteLock(directory / READERS_NAME, version)
+
+    def release(self) -> None:
+        """The reader has ended; an end of the process, or of this object, does the same."""
+        self._lock.release()
 
 
 def version_of(directory: Path) -> int:
@@ -49,41 +46,8 @@ def version_of(directory: Path) -> int:
 
 def has_older_readers(directory: Path) -> bool:
     """Whether any process, this one included, reads another version of the pool than the present one."""
-    descriptor = _open_readers(directory)
-    if descriptor is None:
-        return False
-    version = version_of(directory)
-    try:
-        before = version and _range_lock(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, 0, version)
-        return bool(before) or _range_lock(descriptor, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, version + 1, 0)
-    finally:
-        os.close(descriptor)
-
-
-def _open_readers(directory: Path) -> int | None:
-    """A descriptor of the file; None where there is none and none can be made."""
-    if not hasattr(fcntl, "F_OFD_SETLK"):
-        return None
-    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # a pool may be mounted for reading alone
-        try:
-            return os.open(directory / READERS_NAME, flags | os.O_CLOEXEC, 0o666)
-        except OSError:
-            continue
-    return None
-
-
-def _range_lock(descriptor: int, command: int, kind: int, start: int, length: int) -> bool:
-    """Set a lock of some bytes (0: all that follow), or tell whether another one is in the way of it."""
-    request = struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)  # struct flock of 64-bit Linux
-    try:
-        answer = fcntl.fcntl(descriptor, command, request)
-    except OSError:  # a file system without locks
-        return False
-    return bool(struct.unpack("@hhqqi4x", answer)[0] != fcntl.F_UNLCK)
-
-
-def _nothing() -> None:
-    pass
+    path, version = directory / READERS_NAME, version_of(directory)
+    return (version > 0 and is_byte_locked(path, 0, version)) or is_byte_locked(path, version + 1, 0)
 
 
 @contextmanager

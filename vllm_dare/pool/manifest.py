@@ -13,7 +13,7 @@ from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.files import sync_directory, temporary_file
 from vllm_dare.pool.pivots import decode
-from vllm_dare.pool.segment import Provenance
+from vllm_dare.pool.segment import Provenance, Segment
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
 MANIFEST_NAME = "manifest.json"
@@ -38,6 +38,12 @@ class SegmentInfo:
     num_tokens: Count
     num_bytes: Count
     provenance: Provenance
+
+    @classmethod
+    def of(cls, segment: Segment) -> "SegmentInfo":
+        """The facts of a segment that was just written."""
+        header = segment.header
+        return cls(header.num_documents, header.num_tokens, segment.num_bytes, header.provenance)
 
 
 class Manifest(BaseModel):

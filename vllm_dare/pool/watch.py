@@ -33,10 +33,12 @@ class PoolWatch:
         self._rounds_to_retry = 0
         self._ready: RetrievalPool | None = None
         self._closing = threading.Event()
+        self._on_look: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="vllm-dare-pool-watch", daemon=True)
 
-    def start(self) -> None:
-        """Begin to look."""
+    def start(self, on_look: Callable[[], None]) -> None:
+        """Begin to look; ``on_look`` is called after every round, in the background."""
+        self._on_look = on_look
         self._thread.start()
 
     def close(self) -> None:
@@ -96,3 +98,4 @@ class PoolWatch:
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):
             self.look()
+            self._on_look()

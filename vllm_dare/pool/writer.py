@@ -292,10 +292,7 @@ def _write_segments(
             provenance=content.provenance,
             model=content.model,
         )
-        header = segment.header
-        return segment.name, SegmentInfo(
-            header.num_documents, header.num_tokens, segment.num_bytes, header.provenance
-        )
+        return segment.name, SegmentInfo.of(segment)
 
     def done(result: tuple[str, SegmentInfo]) -> None:
         nonlocal num_done

@@ -12,6 +12,7 @@ pytest.importorskip("vllm")
 from vllm_dare.config import LiveConfig
 from vllm_dare.engine import learning
 from vllm_dare.engine.learning import Learner, Written
+from vllm_dare.pool.live_orders import Unfollowed
 from vllm_dare.pool.live_store import prepare_pool
 from vllm_dare.pool.manifest import read_manifest
 from vllm_dare.pool.pool import RetrievalPool
@@ -36,6 +37,16 @@ def written(output: list[int], group: str | None = "g", **options: Any) -> Writt
     )
     request = SimpleNamespace(prompt_token_ids=[1, 2, 3], output_token_ids=output, sampling_params=params)
     return Written(request, group, **{"relaxed": False, "max_tokens": 30} | options)
+
+
+class Silent:
+    """An engine that has nothing to say."""
+
+    def gather(self) -> None: ...
+
+    def forget(self, unfollowed: Unfollowed) -> None: ...
+
+    def renew(self) -> None: ...
 
 
 def texts(learner: Learner, group: str | None = None) -> list[list[int]]:
@@ -97,7 +108,7 @@ def test_relaxed_text_is_learned_only_if_wanted_and_says_so(pool: RetrievalPool)
 
 def test_a_later_engine_drafts_from_what_an_earlier_one_learned(pool: RetrievalPool) -> None:
     first = Learner(LiveConfig(), pool)
-    first.start(lambda: None)
+    first.start(Silent())
     first.learn([written([10, 11, 9]), written([12, 13, 9], group=None)])
     first.close()
     first.close()

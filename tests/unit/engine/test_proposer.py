@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from vllm_dare.engine.request_meters import METERS
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
+from vllm_dare.pool.drop import drop_documents
+from vllm_dare.pool.lock import has_older_readers
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.routing.query import Query
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
@@ -599,6 +602,81 @@ def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner
         time.sleep(0.02)
     assert drafter._learner.live.segments("new")[0]
     drafter.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for the background."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_was_learned_of_a_user_is_dropped_while_requests_run(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, live={})
+    keys = {"dare_user": "u1", "dare_group": "new"}
+    runner.add("before", [*PREFIX, 20, 21, 22, 23, 24, 25, 26, 27, 9], keys, output=9)
+    runner.propose(drafter)
+    runner.remove("before")
+    runner.add("during", [40, 41, 28, 29, 30, 31, 32, 33, 34, 35, 36, 9], keys, output=10)
+    runner.add("other", [40, 41, 20], {"dare_group": "new"})
+    assert runner.propose(drafter)["other"][:3] == [21, 22, 23]
+    with ThreadPoolExecutor(1) as background:
+        dropping = background.submit(
+            drop_documents, pool, {entity_hash("user", "u1")}, "user 'u1'", wait_seconds=20
+        )
+        while not dropping.done():
+            runner.propose(drafter)
+            time.sleep(0.02)
+    report = dropping.result()
+    assert (report.is_learned, report.is_followed, report.is_read) == (True, True, False)
+    assert runner.propose(drafter)["other"] == []
+    runner.remove("during")
+    runner.add("next", [40, 41, 28], {"dare_group": "new"})
+    assert runner.propose(drafter) == {"other": [], "next": []}
+    runner.add("after", [42, 43, 44, 45, 46, 9], keys, output=4)
+    runner.propose(drafter)
+    runner.remove("after")
+    runner.add("last", [42, 43, 44], {"dare_group": "new"})
+    assert runner.propose(drafter)["last"][:2] == [45, 46]
+    assert drafter.errors == 0
+    drafter.close()
+    with RetrievalPool.open(pool / "live") as live:
+        (segment,) = live.group_segments("new")
+        assert [one.tolist() for one in segment.documents()] == [[44, 45, 46]]
+
+
+def test_an_idle_engine_takes_up_a_newer_pool(
+    make: Callable[..., DareProposer], pool: Path, tokenizer: str, runner: Runner
+) -> None:
+    drafter = make(pool)
+    runner.add("r", TEXTS["users/a"][:4], {"dare_user": "u1"})
+    runner.propose(drafter)
+    build_pool(documents_of("items/b"), tokenizer, pool, global_segment=False, overwrite=True)
+    time.sleep(0.1)
+    drafter._watch.look()  # type: ignore[union-attr]
+    drafter._serve_while_idle()
+    assert has_older_readers(pool)  # a request runs, whose next step takes the pool up
+    runner.remove("r")
+    until(lambda: not has_older_readers(pool))
+    runner.add("s", TEXTS["items/b"][:4], {"dare_user": "u1"})
+    assert runner.propose(drafter)["s"] == []
+    runner.add("t", TEXTS["items/b"][:4], {"dare_group": "items/b"})
+    assert runner.propose(drafter)["t"] == TEXTS["items/b"][4 : 4 + MAX_DRAFTS]
+    drafter.close()
+
+
+def test_other_tensor_parallel_ranks_are_no_readers(
+    make: Any, runner: Runner, rank: Any, pool: Path, tokenizer: str
+) -> None:
+    rank.rank_in_group = 1
+    drafter = make(pool)
+    build_pool(documents_of("items/b"), tokenizer, pool, global_segment=False, overwrite=True)
+    assert not has_older_readers(pool)
+    runner.add("r", TEXTS["users/a"][:4], {"dare_user": "u1"})
+    assert len(drafter.rules_of_batch()) == 1
 
 
 def test_a_newer_pool_drafts_for_requests_that_run_too(

@@ -5,16 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import BuildReport
-from vllm_dare.pool.drop import drop_documents
+from vllm_dare.pool.deletion_proof import RUN_TOKENS, DeletionProof, RunCounter
+from vllm_dare.pool.drop import drop_documents, drop_group
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import LiveStore, prepare_live
 from vllm_dare.pool.lock import changing
 from vllm_dare.pool.manifest import read_manifest
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.segment import Segment, write_segment
+from vllm_dare.pool.tokenizer import TokenizerInfo
 
 MakePool = Callable[..., tuple[Path, BuildReport]]
 
@@ -139,3 +144,66 @@ def test_a_pool_that_is_being_changed_is_left_alone(make_pool: MakePool) -> None
     pool, _ = make_pool("pool", ROWS)
     with changing(pool), pytest.raises(PoolError, match="Another process is changing the pool"):
         drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+
+
+def test_a_groups_text_is_gone_also_from_the_global_segment_and_from_what_was_learned(
+    make_pool: MakePool,
+) -> None:
+    rows = [*ROWS, ("u4", "a b c war", None), ("u5", "c c", "users/2")]
+    pool, built = make_pool("pool", rows)
+    info = built.manifest.tokenizer
+    store = LiveStore(prepare_live(pool, info), info, has_global=True, max_tokens=1000)
+    store.freeze(
+        [
+            LiveDocument(SECRET, "users/1", "strict"),
+            LiveDocument(np.array([5, 5], np.int32), "users/2", "strict"),
+        ]
+    )
+    report = drop_group(pool, "users/1")
+    assert (report.num_documents, report.is_read, report.is_learned) == (6, False, False)
+    # Others' equal texts stay.
+    assert texts(pool) == [[2, 2], [7, 5], [8, 8], [1, 2, 3, 8], [3, 3]]
+    assert texts(pool, "users/2") == [[2, 2], [3, 3]]
+    assert texts(pool / "live") == texts(pool / "live", "users/2") == [[5, 5]]
+    manifest = read_manifest(pool)
+    assert sorted(manifest.groups) == ["items/1", "users/2"]
+    for field in ("assignments", "blend", "pivots", "tokenizer", "created_at"):
+        assert getattr(manifest, field) == getattr(built.manifest, field)
+    with pytest.raises(PoolError, match="has no document of the group 'users/1'; check its name"):
+        drop_group(pool, "users/1")
+
+
+def test_a_group_with_the_same_text_as_another_goes_alone(make_pool: MakePool) -> None:
+    rows = [(str(i), "a b c war", f"users/{i}") for i in range(2)]
+    pool, built = make_pool("pool", rows)
+    drop_group(pool, "users/0")
+    assert texts(pool) == texts(pool, "users/1") == [SECRET.tolist()]
+    assert texts(pool, "users/0") == []
+    assert sorted(read_manifest(pool).groups) == ["users/1"]
+    assert built.num_documents == 2
+
+
+def runs(documents: list[list[int]]) -> set[tuple[int, ...]]:
+    return {tuple(one[i : i + RUN_TOKENS]) for one in documents for i in range(len(one) - RUN_TOKENS + 1)}
+
+
+TEXTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14), min_size=1, max_size=6)
+
+
+@settings(max_examples=60)
+@given(TEXTS, TEXTS)
+def test_the_proof_counts_as_one_would_by_hand(
+    tmp_path_factory: pytest.TempPathFactory, removed: list[list[int]], kept: list[list[int]]
+) -> None:
+    info = TokenizerInfo(name="numbers", fingerprint="0123456789abcdef", vocab_size=2)
+    folder = tmp_path_factory.mktemp("segments")
+
+    def segment(documents: list[list[int]]) -> Segment:
+        return write_segment(folder, [np.array(one, np.int32) for one in documents], tokenizer=info)
+
+    counter = RunCounter([np.array(one, np.int32) for one in removed], [segment([*kept, *removed])])
+    unique = runs(removed) - runs(kept)
+    assert counter.proof([segment(kept)]) == DeletionProof(len(runs(removed)), len(unique), 0)
+    # Had one been forgotten, it would be seen.
+    left = runs(removed[:1]) & unique
+    assert counter.proof([segment([*kept, removed[0]])]).num_left == len(left)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from vllm_dare.cli.pool import app
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.pool import RetrievalPool
 
 Write = Callable[..., Path]
@@ -193,7 +194,9 @@ def test_drop_finds_a_user_whatever_the_ids_of_the_documents(
 
 @pytest.mark.parametrize("options", [[], ["--user", "1", "--id", "1"]])
 def test_drop_wants_one_name(pool: Path, options: list[str]) -> None:
-    assert str(run("drop", pool, *options).exception).startswith("Give one of --user, --item and --id")
+    assert str(run("drop", pool, *options).exception).startswith(
+        "Give one of --user, --item, --id and --group"
+    )
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -225,3 +228,43 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, tokenizer: str) -> None:
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_documents_are_added_to_what_was_learned(pool: Path, write_jsonl: Write, tokenizer: str) -> None:
+    rows = [{"id": 9, "text": "a likes war .", "group": "users/1"}, {"id": 3, "text": ""}, {"id": 4}]
+    options = ["--tokenizer", tokenizer, "--skip-bad"]
+    result = run("add", pool, write_jsonl("new.jsonl", rows), *options)
+    assert result.stdout.startswith(f"Added 1 documents to {pool / 'live'}; 0 were there already.\n")
+    assert "No engine learns into this pool now" in result.stdout
+    assert "1 rows were skipped" in result.stdout
+    with RetrievalPool.open(pool / "live") as live:
+        ((segment,),) = (live.group_segments("users/1"),)
+        assert segment.header.provenance == "external"
+        ((_, key),) = segment.keyed_documents()
+        assert key == entity_hash("user", 9)
+    figures = json.loads(run("add", pool, write_jsonl("new.jsonl", rows), *options, "--json").stdout)
+    # A short text counts as often as it is written.
+    assert figures["documents"] == 1
+    assert figures["tokens"] == 4
+    result = run("drop", pool, "--group", "users/1", "--json")
+    assert json.loads(result.stdout)["documents"] == 2 + 2 * 2
+    assert isinstance(run("drop", pool, "--group", "users/1").exception, PoolError)
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [({"id": 1, "text": ""}, "There is no document with text to add"), ({"id": 1}, "has neither text")],
+)
+def test_what_cannot_be_added_is_refused(
+    pool: Path, write_jsonl: Write, tokenizer: str, row: dict[str, object], match: str
+) -> None:
+    result = run("add", pool, write_jsonl("new.jsonl", [row]), "--tokenizer", tokenizer)
+    assert isinstance(result.exception, PoolError)
+    assert match in str(result.exception)
+    assert not (pool / "live").exists()
+
+
+def test_flush_without_an_engine_is_refused(pool: Path) -> None:
+    result = run("flush", pool)
+    assert isinstance(result.exception, PoolError)
+    assert "No engine learns into" in str(result.exception)

@@ -176,7 +176,7 @@ def test_no_failure_ends_the_looking(
 def test_it_looks_by_itself(directory: Path, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     watched = Watched(directory)
-    watched.watch.start()
+    watched.watch.start(lambda: None)
     make_pool("pool", NEW, overwrite=True)
     found = None
     for _ in range(3000):
