@@ -35,7 +35,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(model: str, dare: dict[str, Any], log: Path, *options: str) -> Iterator[str]:
+def running_server(
+    model: str, dare: dict[str, Any], log: Path, *options: str, **environment: str
+) -> Iterator[str]:
     """Start a server and end it, all its processes included; gives its address."""
     port = free_port()
     with log.open("w") as file:
@@ -44,7 +46,7 @@ def running_server(model: str, dare: dict[str, Any], log: Path, *options: str) -
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"} | environment,
         )
     address = f"http://127.0.0.1:{port}"
     try:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,30 @@ class DareCollector:
             yield _family(metric, engines)
 
 
+def numbers_of_engines() -> dict[str, dict[str, Any]]:
+    """Of each engine number its numbers by name, those with a label by label value; without histograms."""
+    folder = directory()
+    if folder is None:
+        return {}
+    return {engine: _numbers(file) for engine, file in sorted(_newest_files(folder).items())}
+
+
+def _numbers(file: MetricsFile) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for metric in METRICS:
+        numbers = file.numbers(metric.name).tolist()
+        if metric.label is None and metric.kind != "histogram":
+            found[metric.name] = numbers[0]
+        elif metric.label is not None:
+            pairs = zip(_label_values(metric, file), numbers, strict=True)
+            found[metric.name] = {value: number for value, number in pairs if value and number}
+    return found
+
+
+def _label_values(metric: Metric, file: MetricsFile) -> Sequence[str]:
+    return file.group_names() if metric.label == "group" else metric.values
+
+
 def _newest_files(folder: Path) -> dict[str, MetricsFile]:
     """Of each engine number the newest file whose process lives: one that was killed could not remove its."""
     found: dict[str, MetricsFile] = {}
@@ -102,8 +126,7 @@ def _family(metric: Metric, engines: list[tuple[str, MetricsFile]]) -> Any:
         elif metric.label is None:
             family.add_metric([engine], float(numbers[0]))
         else:
-            values = file.group_names() if metric.label == "group" else metric.values
-            for value, number in zip(values, numbers.tolist(), strict=True):
+            for value, number in zip(_label_values(metric, file), numbers.tolist(), strict=True):
                 if value and (number or metric.label not in ("group", "position")):
                     family.add_metric([engine, value], number)
     return family

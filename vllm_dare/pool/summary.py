@@ -98,6 +98,11 @@ def summarize(manifest: Manifest, routers: Sequence[RouterFile] = (), num_bigges
     )
 
 
+def summarize_group(manifest: Manifest, name: str) -> GroupSummary:
+    """Sum up one group of a manifest."""
+    return _group(manifest, name, manifest.groups[name])
+
+
 def _group(manifest: Manifest, name: str, segments: list[str]) -> GroupSummary:
     infos = [manifest.segments[segment] for segment in segments]
     return GroupSummary(
