@@ -193,8 +193,8 @@ class DareProposer:
 
     def _log_meters(self) -> None:
         sampler = getattr(self._runner, "rejection_sampler", None)
-        if not isinstance(sampler, RelaxedRejectionSampler):
-            return
+        if not self._drafts_here or not isinstance(sampler, RelaxedRejectionSampler):
+            return  # every tensor-parallel rank decides alike, and one of them tells
         sampler.settle()
         if sampler.meters.exact or sampler.meters.relaxed:
             logger.info(
