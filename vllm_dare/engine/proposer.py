@@ -45,8 +45,9 @@ class _RequestState:
     seed: int
     # What look-ups carry from one step to the next.
     memory: Memory
-    # Output tokens after which nothing can be accepted any more.
+    # Output tokens after which nothing can be accepted any more, and those before which the text may not end.
     max_tokens: int
+    min_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
     group: str | None
     # The label that metrics count it by, see `DareProposer._label`.
@@ -280,8 +281,7 @@ class DareProposer:
             return proposals
         sizes = num_tokens_no_spec[batch.drafted.rows].astype(np.int64)
         # A step writes its accepted drafts and one token more.
-        left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
-        limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
+        limits = np.minimum(_room(states), self._runner.max_model_len - sizes) - 1
         look_up_began = time.perf_counter()
         drafts = self.drafter.draft(token_ids_cpu, batch.drafted, sizes, limits)
         lengths, now = drafts.lengths, time.perf_counter()
@@ -384,6 +384,7 @@ class DareProposer:
             memory=sources.memory(),
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
+            min_tokens=params.min_tokens if params is not None else 0,
             group=group,
             label=self._label(group),
             key=_document_key(options.query),
@@ -476,6 +477,19 @@ def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
 
     pivots = pool.pivots if pool is not None else None
     return TokenGuards(model_config.get_vocab_size(), texts, encode, pivots)
+
+
+def _room(states: Sequence[_RequestState]) -> npt.NDArray[np.int64]:
+    """How many tokens a step may write, int64[requests].
+
+    To a step that begins before `min_tokens` vLLM forbids stop tokens behind all drafts, too, where plain
+    decoding may have got that far: no step goes beyond it.
+    """
+    room = np.empty(len(states), np.int64)
+    for row, state in enumerate(states):
+        written = len(state.request.output_token_ids)
+        room[row] = (state.min_tokens if written < state.min_tokens else state.max_tokens) - written
+    return room
 
 
 def _document_key(query: Query) -> int:

@@ -56,10 +56,12 @@ class Runner:
         extra_args: dict[str, Any] | None = None,
         output: int = 1,
         max_tokens: int | None = 30,
+        min_tokens: int = 0,
     ) -> None:
         params = SimpleNamespace(
             extra_args=extra_args,
             max_tokens=max_tokens,
+            min_tokens=min_tokens,
             all_stop_token_ids={9, 4},
             temperature=0.0,
             seed=None,
@@ -310,6 +312,18 @@ def test_drafts_end_before_the_models_limit(
     proposed = runner.propose(make(pool))
     assert len(proposed["a"]) == drafts
     assert len(proposed["beside it"]) == MAX_DRAFTS
+
+
+@pytest.mark.parametrize(("min_tokens", "drafts"), [(1, 6), (2, 0), (3, 1), (5, 3), (20, 6)])
+def test_no_step_goes_beyond_where_a_text_may_end(
+    make: Any, runner: Runner, pool: Path, min_tokens: int, drafts: int
+) -> None:
+    """vLLM would forbid the end there, too. One token is written."""
+    runner.add("a", PREFIX, {"dare_group": "users/a"}, min_tokens=min_tokens)
+    runner.add("free", PREFIX, {"dare_group": "users/a"})
+    proposals = runner.propose(make(pool))
+    assert len(proposals["a"]) == drafts
+    assert len(proposals["free"]) == MAX_DRAFTS
 
 
 @pytest.mark.parametrize(("max_tokens", "drafts"), [(2, 0), (3, 1), (5, 3), (None, 6)])
@@ -587,6 +601,23 @@ def test_only_the_rank_that_drafts_learns(make: Any, runner: Runner, rank: Any, 
     drafter.rules_of_batch()
     drafter.close()
     assert not json.loads((pool / "live" / "manifest.json").read_text())["groups"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_tensor_parallel_rank_tells_what_relaxing_did(
+    make: Any, runner: Runner, rank: Any, pool: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank.rank_in_group = number
+    drafter = make(pool)
+    runner.rejection_sampler.meters.exact = 5
+    logger = logging.getLogger("vllm")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger="vllm"):
+            drafter.close()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert ("requests with a relaxed rule: exact 5" in caplog.text) == (number == 0)
 
 
 def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner: Runner, pool: Path) -> None:
