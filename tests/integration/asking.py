@@ -93,13 +93,17 @@ async def send(client: openai.AsyncOpenAI, one: Ask) -> Any:
     if one.options.get("stream") and one.endpoint != "responses":
         common["stream_options"] = {"include_usage": True}
     if one.endpoint == "completions":
-        return await client.completions.create(**common | {"prompt": one.prompt, "max_tokens": 80} | one.options)
+        return await client.completions.create(
+            **common | {"prompt": one.prompt, "max_tokens": 80} | one.options
+        )
     if one.endpoint == "chat":
         messages = [{"role": "user", "content": one.prompt}]
         return await client.chat.completions.create(
             **common | {"messages": messages, "max_tokens": 80} | one.options
         )
-    return await client.responses.create(**common | {"input": one.prompt, "max_output_tokens": 80} | one.options)
+    return await client.responses.create(
+        **common | {"input": one.prompt, "max_output_tokens": 80} | one.options
+    )
 
 
 async def _completion(response: Any, stream: bool) -> Answer:
@@ -139,9 +143,7 @@ async def _response(response: Any, stream: bool) -> Answer:
     if not stream:
         (content,) = response.output[0].content
         logprobs = _tops(content.logprobs) if content.logprobs else None
-        return Answer(
-            [Choice(content.text, response.status, logprobs)], response.usage.output_tokens
-        )
+        return Answer([Choice(content.text, response.status, logprobs)], response.usage.output_tokens)
     choice, answer = Choice(), Answer([], num_chunks=0)
     answer.choices.append(choice)
     async for event in response:
@@ -173,7 +175,8 @@ def _choice(answer: Answer, index: int) -> Choice:
 
 def _tops(content: Any) -> list[tuple[str, float | None, dict[str, float] | None]]:
     return [
-        (one.token, one.logprob, {top.token: top.logprob for top in one.top_logprobs or ()}) for one in content
+        (one.token, one.logprob, {top.token: top.logprob for top in one.top_logprobs or ()})
+        for one in content
     ]
 
 

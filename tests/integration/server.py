@@ -75,7 +75,9 @@ def running_server(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"} | (environment or {}),
+            env=os.environ
+            | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+            | (environment or {}),
         )
     address = f"http://127.0.0.1:{port}"
     try:

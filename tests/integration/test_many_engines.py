@@ -1,4 +1,4 @@
-"""Several engines, or one over several processes, on one machine: `vllm serve` with data or tensor parallelism."""
+"""Several engines on one machine, and one over several processes: data and tensor parallelism."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ def texts(
 def asks_of(
     rows: list[dict[str, Any]], xargs: dict[str, Any] | None = None, rank: int | None = None
 ) -> list[Ask]:
-    """The rows' requests, each with its group unless ``xargs`` stand for it; to one engine if ``rank`` says."""
+    """The rows' requests, each with its group or with ``xargs``; to one engine if ``rank`` says which."""
     headers = {} if rank is None else {"X-data-parallel-rank": str(rank)}
     return [
         Ask(

@@ -305,8 +305,8 @@ METRICS_OF_SEVERAL = Patch(
     qualname="MultiProcessCollector.collect",
     parameters=("self",),
     why=(
-        "Where there are several API servers, each request for `/metrics` gets a new registry, which knows of "
-        "vLLM's metrics alone: all that they share is this collector."
+        "Several API servers answer `/metrics` from registries of their own making, which know of vLLM's "
+        "metrics alone; all of these ask this collector."
     ),
     until="vLLM lets plugins add collectors to it.",
     wrap=_collect_ours,

@@ -77,7 +77,7 @@ def _check(vllm_config: Any) -> bool:
 
 
 def _is_checked_already(parallel: Any) -> bool:
-    """Whether this is one of several API servers: what started them and the engines has looked at the pool."""
+    """Whether this is one of several API servers: the process that starts them has looked at the pool."""
     return getattr(parallel, "_api_process_count", 1) > 1 and getattr(parallel, "_api_process_rank", 0) >= 0
 
 
