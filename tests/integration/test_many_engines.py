@@ -244,11 +244,8 @@ def test_two_ranks_write_what_one_does(
     assert after[ours] - before[ours] == after[vllms] - before[vllms] > NUM_PROMPTS * MAX_TOKENS / 4
 
 
-def test_one_rank_looks_up(two_ranks: str, demo_pool: Path) -> None:
-    """The other has the pool open, and has hardly read of it."""
-    read = sorted(sum(segment.rss for segment in segments.values()) for segments in readers(demo_pool))
-    assert len(read) == 2
-    assert read[0] < read[1] / 2
+def test_one_rank_has_the_pool_open(two_ranks: str, demo_pool: Path) -> None:
+    assert len(readers(demo_pool)) == 1
 
 
 @pytest.mark.parametrize("key", ["dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes"])

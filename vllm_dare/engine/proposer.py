@@ -105,10 +105,19 @@ class DareProposer:
     """
 
     def __init__(self, vllm_config: VllmConfig) -> None:
+        from vllm.distributed.parallel_state import get_tp_group
+
         plugin.prepare_worker()
+        # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
+        self._drafts_here = get_tp_group().rank_in_group == 0
         self.config = DareConfig.from_additional_config(vllm_config.additional_config)
         self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
         pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
+        self._guards = token_guards(vllm_config.model_config, pool)
+        self._guards.prepare(self.config.verification)
+        if pool is not None and not self._drafts_here:
+            pool.close()  # a rank that takes up no newer version would keep this one's files from removal
+            pool = None
         self._learner = (
             Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
         )
@@ -119,8 +128,6 @@ class DareProposer:
             if pool is not None
             else None
         )
-        self._guards = token_guards(vllm_config.model_config, pool)
-        self._guards.prepare(self.config.verification)
         self._told_of_wording = False
         self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
@@ -128,7 +135,6 @@ class DareProposer:
         self._metrics_file: MetricsFile | None = None
         self._metrics: DraftMetrics | None = None
         self._runner: Any = None
-        self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
         self._batch: _Batch | None = None
         self._states_lock = threading.Lock()  # the learner looks for finished requests while vLLM is idle
@@ -142,16 +148,12 @@ class DareProposer:
 
     def bind(self, runner: Any) -> None:
         """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
-        from vllm.distributed.parallel_state import get_tp_group
-
         self._runner = runner
-        # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
-        self._drafts_here = get_tp_group().rank_in_group == 0
         if self._drafts_here:
             self._start_metrics(runner.parallel_config.data_parallel_index)
-        if self._watch is not None and self._drafts_here:
+        if self._watch is not None:
             self._watch.start()
-        if self._learner is not None and self._drafts_here:
+        if self._learner is not None:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(
@@ -163,7 +165,7 @@ class DareProposer:
         self._log_meters()
         if self._watch is not None:
             self._watch.close()
-        if self._learner is not None and self._drafts_here:
+        if self._learner is not None:
             with self._states_lock:
                 self._learn(list(self._states.values()))
                 self._states.clear()
@@ -206,7 +208,7 @@ class DareProposer:
     def end_learning(self) -> dict[str, Any] | None:
         """As `close`, and tell how learning went, see `Learner.outcome`; None where nothing is learned."""
         self.close()
-        return self._learner.outcome() if self._learner is not None and self._drafts_here else None
+        return self._learner.outcome() if self._learner is not None else None
 
     def rules_of_batch(self) -> Sequence[RequestRule]:
         """The acceptance rule of every request in the running batch, in batch order."""
