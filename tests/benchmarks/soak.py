@@ -66,7 +66,9 @@ def soak(folder: Path, seconds: float, clients: int) -> dict[str, Any]:
     dare = {"pool": str(pool), "live": {"max_tokens": 100_000, "learn_relaxed": True}}
     plugins = {"VLLM_PLUGINS": "vllm_dare,vllm_dare_admin", "VLLM_API_KEY": KEY}
     options = ("--max-num-seqs", "32", "--max-model-len", "1024")
-    with running_server(str(DEMO / "model"), dare, folder / "log.txt", *options, **plugins) as address:
+    with running_server(
+        str(DEMO / "model"), dare, folder / "log.txt", *options, environment=plugins
+    ) as address:
         asyncio.run(_load(address, pool, outcome, seconds, clients))
         shown = {
             name: value

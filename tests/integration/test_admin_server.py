@@ -38,7 +38,7 @@ def address(demo_model: str, pool: Path, tmp_path_factory: pytest.TempPathFactor
     log = tmp_path_factory.mktemp("server") / "log.txt"
     settings = {"pool": str(pool), "draft_budget": "fixed", "live": {}}
     plugins = {"VLLM_PLUGINS": "vllm_dare,vllm_dare_admin", "VLLM_API_KEY": KEY}
-    with running_server(demo_model, settings, log, **plugins) as address:
+    with running_server(demo_model, settings, log, environment=plugins) as address:
         yield address
 
 

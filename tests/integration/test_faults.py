@@ -158,8 +158,7 @@ def start(
     def start() -> Iterator[Server]:
         log = tmp_path_factory.mktemp("server") / "log.txt"
         settings = {"pool": str(pool), "draft_budget": "fixed", "live": {}}
-        environment = {**faults, "VLLM_LOGGING_LEVEL": "INFO"}
-        with running_server(demo_model, settings, log, **environment) as address:
+        with running_server(demo_model, settings, log, environment=faults) as address:
             server = Server(address, log, rows)
             yield server
             server.client.close()

@@ -97,6 +97,26 @@ def test_the_rule_is_announced_in_vllms_log(configure: Any, said: list[tuple[str
     assert ("WARNING" in ours) == (mode == "relaxed")
 
 
+def test_what_is_on_is_said_in_one_line(
+    configure: Any, said: list[tuple[str, str]], demo_pool: Path, copied_pool: Path
+) -> None:
+    configure({"pool": str(demo_pool)})
+    configure({"pool": str(copied_pool), "live": {}, "draft_budget": "fixed"})
+    off, on = [message for _, message in said if message.startswith("DARE")]
+    assert f"up to 16 tokens from the pool {demo_pool} (134777 tokens, 15 groups), draft budget auto;" in off
+    assert off.endswith("verification is strict; learning is off.")
+    assert "draft budget fixed" in on and on.endswith("learning is on.")
+
+
+def test_of_several_api_servers_only_what_starts_them_looks_at_the_pool_and_says_so(
+    configure: Any, said: list[tuple[str, str]], demo_pool: Path, tmp_path: Path
+) -> None:
+    for rank in (-1, 0, 1):
+        pool = demo_pool if rank == -1 else tmp_path / "not looked at"
+        configure({"pool": str(pool)}, _api_process_count=2, _api_process_rank=rank)
+    assert len([message for _, message in said if message.startswith("DARE")]) == 1
+
+
 def test_a_pool_of_another_tokenizer(configure: Any, tmp_path: Path) -> None:
     import numpy as np
     from tokenizers import Tokenizer, models

@@ -119,18 +119,16 @@ def _show_metrics() -> None:
     metrics_endpoint.prepare_directory()
     metrics_endpoint.register(REGISTRY)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        METRICS_REGISTRY.apply()
+        METRICS_OF_SEVERAL.apply()
 
 
-def _register_metrics(original: Any) -> Any:
-    def get_prometheus_registry() -> Any:
-        from vllm_dare.engine import metrics_endpoint
+def _collect_ours(original: Any) -> Any:
+    def collect(self: Any) -> Any:
+        from vllm_dare.engine.metrics_endpoint import DareCollector
 
-        registry = original()
-        metrics_endpoint.register(registry)
-        return registry
+        return [*original(self), *DareCollector().collect()]
 
-    return get_prometheus_registry
+    return collect
 
 
 def _check_request(original: Any) -> Any:
@@ -301,17 +299,17 @@ HTTP_REQUEST_CHECK = Patch(
     until="As the request check.",
     wrap=_check_http_request,
 )
-METRICS_REGISTRY = Patch(
+METRICS_OF_SEVERAL = Patch(
     name="metrics of several API servers",
-    module="vllm.entrypoints.serve.instrumentator.metrics",
-    qualname="get_prometheus_registry",
-    parameters=(),
+    module="prometheus_client.multiprocess",
+    qualname="MultiProcessCollector.collect",
+    parameters=("self",),
     why=(
-        "Several API servers answer `/metrics` from a registry of their own making, which knows of vLLM's "
-        "metrics alone."
+        "Several API servers answer `/metrics` from registries of their own making, which know of vLLM's "
+        "metrics alone; all of these ask this collector."
     ),
     until="vLLM lets plugins add collectors to it.",
-    wrap=_register_metrics,
+    wrap=_collect_ours,
 )
 METERS_FRONT_END = Patch(
     name="request meters, front end",
@@ -437,7 +435,7 @@ def ledger() -> tuple[Patch, ...]:
         CONFIGURATION_CHECK,
         REQUEST_CHECK,
         HTTP_REQUEST_CHECK,
-        METRICS_REGISTRY,
+        METRICS_OF_SEVERAL,
         METERS_FRONT_END,
         METERS_IN_ANSWERS,
         *_worker_patches(),

@@ -46,8 +46,9 @@ class _RequestState:
     seed: int
     # What look-ups carry from one step to the next.
     memory: Memory
-    # Output tokens after which nothing can be accepted any more.
+    # Output tokens after which nothing can be accepted any more, and those before which the text may not end.
     max_tokens: int
+    min_tokens: int
     # The group that drafts for it, and that learns what it writes; None without one.
     group: str | None
     # The label that metrics count it by, see `DareProposer._label`.
@@ -107,10 +108,19 @@ class DareProposer:
     """
 
     def __init__(self, vllm_config: VllmConfig) -> None:
+        from vllm.distributed.parallel_state import get_tp_group
+
         plugin.prepare_worker()
+        # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
+        self._drafts_here = get_tp_group().rank_in_group == 0
         self.config = DareConfig.from_additional_config(vllm_config.additional_config)
         self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
         pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
+        self._guards = token_guards(vllm_config.model_config, pool)
+        self._guards.prepare(self.config.verification)
+        if pool is not None and not self._drafts_here:
+            pool.close()  # a rank that takes up no newer version would keep this one's files from removal
+            pool = None
         self._learner = (
             Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
         )
@@ -121,8 +131,6 @@ class DareProposer:
             if pool is not None
             else None
         )
-        self._guards = token_guards(vllm_config.model_config, pool)
-        self._guards.prepare(self.config.verification)
         self._told_of_wording = False
         self._returns_meters = request_meters.are_returned(vllm_config)
         self.errors = 0
@@ -130,7 +138,6 @@ class DareProposer:
         self._metrics_file: MetricsFile | None = None
         self._metrics: DraftMetrics | None = None
         self._runner: Any = None
-        self._drafts_here = True
         self._states: dict[str, _RequestState] = {}
         self._batch: _Batch | None = None
         self._renews_sources = False
@@ -146,19 +153,12 @@ class DareProposer:
 
     def bind(self, runner: Any) -> None:
         """Get to know the model runner: its requests say which group drafts, its sampler verifies."""
-        from vllm.distributed.parallel_state import get_tp_group
-
         self._runner = runner
-        # The scheduler takes the drafts of the first tensor-parallel rank; the others need not look.
-        self._drafts_here = get_tp_group().rank_in_group == 0
         if self._drafts_here:
             self._start_metrics(runner.parallel_config.data_parallel_index)
-        elif self.drafter.pool is not None:
-            self.drafter.pool.close()  # whoever changes the pool waits for its readers
-            self.drafter.serve(None)
-        if self._watch is not None and self._drafts_here:
+        if self._watch is not None:
             self._watch.start(self._serve_while_idle)
-        if self._learner is not None and self._drafts_here:
+        if self._learner is not None:
             self._learner.start(self)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
         runner.rejection_sampler = RelaxedRejectionSampler(
@@ -170,7 +170,7 @@ class DareProposer:
         self._log_meters()
         if self._watch is not None:
             self._watch.close()
-        if self._learner is not None and self._drafts_here:
+        if self._learner is not None:
             with self._lock:
                 self._learn(list(self._states.values()))
                 self._states.clear()
@@ -201,8 +201,8 @@ class DareProposer:
 
     def _log_meters(self) -> None:
         sampler = getattr(self._runner, "rejection_sampler", None)
-        if not isinstance(sampler, RelaxedRejectionSampler):
-            return
+        if not self._drafts_here or not isinstance(sampler, RelaxedRejectionSampler):
+            return  # every tensor-parallel rank decides alike, and one of them tells
         sampler.settle()
         if sampler.meters.exact or sampler.meters.relaxed:
             logger.info(
@@ -213,7 +213,7 @@ class DareProposer:
     def end_learning(self) -> dict[str, Any] | None:
         """As `close`, and tell how learning went, see `Learner.outcome`; None where nothing is learned."""
         self.close()
-        return self._learner.outcome() if self._learner is not None and self._drafts_here else None
+        return self._learner.outcome() if self._learner is not None else None
 
     def rules_of_batch(self) -> Sequence[RequestRule]:
         """The acceptance rule of every request in the running batch, in batch order."""
@@ -291,8 +291,7 @@ class DareProposer:
             return proposals
         sizes = num_tokens_no_spec[batch.drafted.rows].astype(np.int64)
         # A step writes its accepted drafts and one token more.
-        left = [state.max_tokens - len(state.request.output_token_ids) for state in states]
-        limits = np.minimum(np.array(left), self._runner.max_model_len - sizes) - 1
+        limits = np.minimum(_room(states), self._runner.max_model_len - sizes) - 1
         look_up_began = time.perf_counter()
         drafts = self.drafter.draft(token_ids_cpu, batch.drafted, sizes, limits)
         lengths, now = drafts.lengths, time.perf_counter()
@@ -407,6 +406,7 @@ class DareProposer:
             memory=sources.memory(),
             rule=rule,
             max_tokens=max_tokens if max_tokens is not None else self._runner.max_model_len,
+            min_tokens=params.min_tokens if params is not None else 0,
             group=group,
             label=self._label(group),
             key=_document_key(options.query),
@@ -512,6 +512,19 @@ def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
 
     pivots = pool.pivots if pool is not None else None
     return TokenGuards(model_config.get_vocab_size(), texts, encode, pivots)
+
+
+def _room(states: Sequence[_RequestState]) -> npt.NDArray[np.int64]:
+    """How many tokens a step may write, int64[requests].
+
+    To a step that begins before `min_tokens` vLLM forbids stop tokens behind all drafts, too, where plain
+    decoding may have got that far: no step goes beyond it.
+    """
+    room = np.empty(len(states), np.int64)
+    for row, state in enumerate(states):
+        written = len(state.request.output_token_ids)
+        room[row] = (state.min_tokens if written < state.min_tokens else state.max_tokens) - written
+    return room
 
 
 def _document_key(query: Query) -> int:

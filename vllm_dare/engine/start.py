@@ -14,6 +14,7 @@ from vllm_dare.errors import ConfigError, DareError, RequestError
 from vllm_dare.request import RequestOptions
 
 if TYPE_CHECKING:
+    from vllm_dare.pool.summary import PoolSummary
     from vllm_dare.pool.tokenizer import TokenizerInfo
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
@@ -66,12 +67,18 @@ def _check(vllm_config: Any) -> bool:
     config = DareConfig.from_additional_config(settings)
     _check_parallelism(vllm_config.parallel_config)
     _check_speculation(vllm_config.speculative_config)
-    knows_wording = False
-    if config.pool is not None:
-        knows_wording = _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
-    _announce(config, vllm_config, knows_wording)
+    if not _is_checked_already(vllm_config.parallel_config):
+        pool = None
+        if config.pool is not None:
+            pool = _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
+        _announce(config, vllm_config.speculative_config.num_speculative_tokens, pool)
     _server_config = config
     return True
+
+
+def _is_checked_already(parallel: Any) -> bool:
+    """Whether this is one of several API servers: the process that starts them has looked at the pool."""
+    return getattr(parallel, "_api_process_count", 1) > 1 and getattr(parallel, "_api_process_rank", 0) >= 0
 
 
 def check_vllm_version() -> None:
@@ -112,15 +119,12 @@ def _check_speculation(speculative: Any) -> None:
         )
 
 
-def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> bool:
-    """Refuse a pool that does not fit; where it is to be learned into, make what is missing.
-
-    Returns:
-        Whether the pool says what is wording.
-    """
+def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> "PoolSummary":
+    """Refuse a pool that does not fit; where it is to be learned into, make what is missing."""
     # Here, so that an engine without DARE does not load it.
     from vllm_dare.pool.live_store import prepare_live, prepare_pool
     from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.pool.summary import summarize
 
     tokenizer = _tokenizer(model_config)
     if config.live is not None and prepare_pool(directory, tokenizer):
@@ -130,10 +134,10 @@ def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> bool:
         pool.check_files()
         if config.verify_pool:
             pool.verify_checksums()
-        knows_wording = pool.pivots is not None
+        summary = summarize(pool.manifest)
     if config.live is not None:
         prepare_live(directory, tokenizer, verify=config.verify_pool)
-    return knows_wording
+    return summary
 
 
 def _tokenizer(model_config: Any) -> "TokenizerInfo":
@@ -145,16 +149,20 @@ def _tokenizer(model_config: Any) -> "TokenizerInfo":
     return vocabulary_info(vocabulary, str(model_config.tokenizer))
 
 
-def _announce(config: DareConfig, vllm_config: Any, knows_wording: bool) -> None:
+def _announce(config: DareConfig, max_drafts: int, pool: "PoolSummary | None") -> None:
     rule = config.verification
+    source = "each request's own text (no pool is set)"
+    if pool is not None:
+        source = f"the pool {config.pool} ({pool.num_tokens} tokens, {pool.num_groups} groups)"
     logger.info(
-        "DARE: drafts of up to %d tokens from %s%s; verification is %s.",
-        vllm_config.speculative_config.num_speculative_tokens,
-        f"pool {config.pool}" if config.pool is not None else "each request's own text (no pool is set)",
-        ", which learns what is written" if config.live is not None else "",
+        "DARE: drafts of up to %d tokens from %s, draft budget %s; verification is %s; learning is %s.",
+        max_drafts,
+        source,
+        config.draft_budget,
         rule.mode,
+        "on" if config.live is not None else "off",
     )
-    if rule.relaxes and rule.wording_only and not knows_wording:
+    if rule.relaxes and rule.wording_only and (pool is None or pool.num_pivots is None):
         logger.warning(
             "DARE: the pool does not say which text is wording (it was made without text, or by an older "
             "vllm-dare), so that requests under this rule are verified strictly: rebuild it with "

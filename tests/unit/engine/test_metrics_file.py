@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_dare.drafting.drafter import Drafts
-from vllm_dare.engine import metrics_endpoint, metrics_file
+from vllm_dare.engine import metrics_endpoint, metrics_file, plugin
 from vllm_dare.engine.draft_metrics import DraftMetrics
 from vllm_dare.engine.metrics_file import MAX_GROUPS, METRICS, MetricsFile
 
@@ -150,6 +151,20 @@ def test_every_engine_is_shown_and_a_new_one_replaces_its_predecessor(directory:
         if name == "vllm_dare_drafts_total"
     }
     assert values == {"0": 5.0, "1": 2.0}
+
+
+def test_several_api_servers_show_them_whatever_registry_they_make(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM and prometheus-fastapi-instrumentator do, of which the latter answers."""
+    monkeypatch.setattr(MultiProcessCollector, "collect", MultiProcessCollector.collect)  # put back after
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("prometheus")))
+    MetricsFile.create(directory, 0).add("drafts", 3)
+    plugin.METRICS_OF_SEVERAL.apply()
+    plugin.METRICS_OF_SEVERAL.apply()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    assert generate_latest(registry).decode().count('vllm_dare_drafts_total{engine="0"} 3.0') == 1
 
 
 def test_an_engine_that_has_ended_is_shown_no_more(directory: Path) -> None:

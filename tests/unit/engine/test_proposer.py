@@ -59,10 +59,12 @@ class Runner:
         extra_args: dict[str, Any] | None = None,
         output: int = 1,
         max_tokens: int | None = 30,
+        min_tokens: int = 0,
     ) -> None:
         params = SimpleNamespace(
             extra_args=extra_args,
             max_tokens=max_tokens,
+            min_tokens=min_tokens,
             all_stop_token_ids={9, 4},
             temperature=0.0,
             seed=None,
@@ -315,6 +317,18 @@ def test_drafts_end_before_the_models_limit(
     assert len(proposed["beside it"]) == MAX_DRAFTS
 
 
+@pytest.mark.parametrize(("min_tokens", "drafts"), [(1, 6), (2, 0), (3, 1), (5, 3), (20, 6)])
+def test_no_step_goes_beyond_where_a_text_may_end(
+    make: Any, runner: Runner, pool: Path, min_tokens: int, drafts: int
+) -> None:
+    """vLLM would forbid the end there, too. One token is written."""
+    runner.add("a", PREFIX, {"dare_group": "users/a"}, min_tokens=min_tokens)
+    runner.add("free", PREFIX, {"dare_group": "users/a"})
+    proposals = runner.propose(make(pool))
+    assert len(proposals["a"]) == drafts
+    assert len(proposals["free"]) == MAX_DRAFTS
+
+
 @pytest.mark.parametrize(("max_tokens", "drafts"), [(2, 0), (3, 1), (5, 3), (None, 6)])
 def test_drafts_end_before_the_requests_limit(
     make: Any, runner: Runner, pool: Path, max_tokens: int | None, drafts: int
@@ -464,6 +478,21 @@ def test_other_tensor_parallel_ranks_draft_nothing_but_know_the_rules(
     assert [rule.relaxes for rule in drafter.rules_of_batch()] == [True]
 
 
+def test_other_tensor_parallel_ranks_keep_no_old_files(
+    make: Any, tokenizer: str, runner: Runner, pool: Path, rank: SimpleNamespace
+) -> None:
+    """They never take up a newer version: what they had open could not be removed until the engine ends."""
+    rank.rank_in_group = 1
+    drafter = make(pool)
+    build_pool(documents_of("users/a"), tokenizer, pool, global_segment=False, overwrite=True)
+    assert not has_older_readers(pool)
+    assert len(list((pool / "segments").glob("*.safetensors"))) == 1
+    runner.add("a", PREFIX, {"dare_group": "users/a", "dare_verification": "relaxed"})
+    assert runner.propose(drafter) == {"a": []}
+    drafter.close()
+    assert drafter.errors == 0
+
+
 def test_drafts_are_the_same_in_every_run(make: Any, runner: Runner, pool: Path) -> None:
     for number in range(8):
         runner.add(str(number), PREFIX, {"dare_group": list(TEXTS)[number % 2]})
@@ -589,7 +618,24 @@ def test_only_the_rank_that_drafts_learns(make: Any, runner: Runner, rank: Any, 
     runner.propose(drafter)
     drafter.rules_of_batch()
     drafter.close()
-    assert not json.loads((pool / "live" / "manifest.json").read_text())["groups"]
+    assert not (pool / "live").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_tensor_parallel_rank_tells_what_relaxing_did(
+    make: Any, runner: Runner, rank: Any, pool: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank.rank_in_group = number
+    drafter = make(pool)
+    runner.rejection_sampler.meters.exact = 5
+    logger = logging.getLogger("vllm")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger="vllm"):
+            drafter.close()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert ("requests with a relaxed rule: exact 5" in caplog.text) == (number == 0)
 
 
 def test_what_was_written_before_an_idle_time_is_learned_in_it(make: Any, runner: Runner, pool: Path) -> None:
@@ -666,17 +712,6 @@ def test_an_idle_engine_takes_up_a_newer_pool(
     runner.add("t", TEXTS["items/b"][:4], {"dare_group": "items/b"})
     assert runner.propose(drafter)["t"] == TEXTS["items/b"][4 : 4 + MAX_DRAFTS]
     drafter.close()
-
-
-def test_other_tensor_parallel_ranks_are_no_readers(
-    make: Any, runner: Runner, rank: Any, pool: Path, tokenizer: str
-) -> None:
-    rank.rank_in_group = 1
-    drafter = make(pool)
-    build_pool(documents_of("items/b"), tokenizer, pool, global_segment=False, overwrite=True)
-    assert not has_older_readers(pool)
-    runner.add("r", TEXTS["users/a"][:4], {"dare_user": "u1"})
-    assert len(drafter.rules_of_batch()) == 1
 
 
 def test_a_newer_pool_drafts_for_requests_that_run_too(
