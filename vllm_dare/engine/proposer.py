@@ -466,8 +466,8 @@ def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
 
     def texts() -> Sequence[str]:
         tokenizer = cached_tokenizer_from_config(model_config)
-        every: list[str] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        return every
+        # one by one: not every tokenizer of vLLM's has batch_decode
+        return [tokenizer.decode([token]) for token in range(len(tokenizer))]
 
     def encode(text: str) -> Sequence[int]:
         tokenizer = cached_tokenizer_from_config(model_config)
