@@ -99,8 +99,14 @@ HOLDERS: dict[str, dict[str, str]] = {
     },
     "engine.scheduler": {
         "output": OUTPUT,
+        "request": "vllm.v1.request:Request",
         "client": "vllm.v1.engine:EngineCoreOutputs",
         "self": "vllm.v1.core.sched.scheduler:Scheduler",
+    },
+    "engine.spans": {
+        **_configuration("vllm_config"),
+        "drafts": "vllm.v1.metrics.stats:RequestSpecDecodeMetrics",
+        "engine_core_output": OUTPUT,
     },
     "engine.start": {
         **_configuration("vllm_config"),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_dare.engine import request_meters
+from vllm_dare.engine import request_meters, spans
 from vllm_dare.engine.installed import SUPPORTED_VLLM
 from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
@@ -105,6 +105,9 @@ def _check_configuration(original: Any) -> Any:
             if request_meters.prepare(vllm_config):
                 METERS_FRONT_END.apply()
                 METERS_IN_ANSWERS.apply()
+                if spans.are_made(vllm_config):
+                    SPAN_FIGURES.apply()
+                    SPAN_ATTRIBUTES.apply()
         return vllm_config
 
     return create_engine_config
@@ -331,6 +334,24 @@ METERS_IN_ANSWERS = Patch(
     until="As the request meters in the front end.",
     wrap=request_meters.showing_meters,
 )
+SPAN_FIGURES = Patch(
+    name="spans, figures",
+    module="vllm.v1.engine.output_processor",
+    qualname="OutputProcessor.do_tracing",
+    parameters=("engine_core_output",),
+    why="Where tracing is on, the span of a request says what was drafted, accepted and relaxed for it.",
+    until="As the request meters in the front end.",
+    wrap=spans.handing_figures,
+)
+SPAN_ATTRIBUTES = Patch(
+    name="spans, attributes",
+    module="vllm.v1.engine.output_processor",
+    qualname="instrument_manual",
+    parameters=("attributes",),
+    why="The one place that has a span's attributes before it is made and sent.",
+    until="OutputProcessor.do_tracing has a method to override that returns them.",
+    wrap=spans.adding_figures,
+)
 RUNNER_BINDING = Patch(
     name="runner binding",
     module="vllm.v1.worker.gpu_model_runner",
@@ -440,6 +461,8 @@ def ledger() -> tuple[Patch, ...]:
         METRICS_REGISTRY,
         METERS_FRONT_END,
         METERS_IN_ANSWERS,
+        SPAN_FIGURES,
+        SPAN_ATTRIBUTES,
         *_worker_patches(),
     )
 

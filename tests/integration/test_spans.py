@@ -1,0 +1,101 @@
+"""A server with vLLM's tracing on, and a receiver of its spans: each request's says what DARE did for it."""
+
+import json
+import os
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.proto")
+pytest.importorskip("grpc")
+
+from .otlp_receiver import Receiver, attributes, running_receiver
+from .server import metrics, running_server
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(
+    demo_model: str, demo_pool: Path, tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
+) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    before = dict(os.environ)
+    os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "100"  # milliseconds until finished spans are sent
+    try:
+        with running_server(
+            demo_model, {"pool": str(demo_pool)}, log, "--otlp-traces-endpoint", receiver.address
+        ) as found:
+            yield found
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def complete(address: str, prompt: str, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{address}/v1/completions",
+        json.dumps({"model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 64, **body}).encode(),
+        {"Content-Type": "application/json", **(headers or {})},
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def test_every_requests_span_says_what_was_drafted_for_it(
+    address: str, receiver: Receiver, demo_prompts: list[dict[str, Any]]
+) -> None:
+    row = demo_prompts[0]
+    answers = [
+        complete(
+            address,
+            row["prompt"],
+            {"traceparent": f"00-{TRACE}-{PARENT}-01"},
+            vllm_xargs={"dare_group": row["group"]},
+        ),
+        complete(address, demo_prompts[1]["prompt"], vllm_xargs={"dare_group": "made up"}),
+        complete(address, demo_prompts[2]["prompt"], vllm_xargs={"dare_preset": "fast"}, temperature=0.7),
+    ]
+    # ended by the front end in the middle of a step, at a word of its own text
+    word = answers[0]["choices"][0]["text"].split()[-4]
+    answers.append(complete(address, row["prompt"], stop=[word]))
+    found = [attributes(span) for span in receiver.named("llm_request", 4)]
+    first = receiver.named("llm_request", 4)[0]
+    assert (first.trace_id.hex(), first.parent_span_id.hex()) == (TRACE, PARENT)
+    for answer, span in zip(answers, found, strict=True):
+        tokens = answer["usage"]["completion_tokens"]
+        assert span["gen_ai.usage.completion_tokens"] == tokens
+        assert 0 < span["vllm_dare.accepted_tokens"] <= span["vllm_dare.draft_tokens"]
+        # a step writes one token more than it accepts; the end cuts what its last step wrote
+        assert span["vllm_dare.accepted_tokens"] + span["vllm_dare.draft_steps"] >= tokens - 1
+        assert not (answer.get("metrics") or {}).get("speculative_decoding")  # nobody asked for them
+        assert not answer.get("kv_transfer_params")
+    assert [span.get("vllm_dare.group") for span in found] == [row["group"], "other", None, None]
+    assert [span.get("vllm_dare.relaxed_tokens", 0) > 0 for span in found] == [False, False, True, False]
+    assert ["vllm_dare.given_up" in span for span in found] == [False, False, True, False]
+
+
+def test_the_spans_add_up_to_vllms_own_counters(address: str, receiver: Receiver) -> None:
+    """After the test above, whose requests are all over."""
+    found = [attributes(span) for span in receiver.named("llm_request", 4)]
+    counters = metrics(address)
+    for name, counter in (
+        ("draft_tokens", "vllm:spec_decode_num_draft_tokens_total"),
+        ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens_total"),
+        ("draft_steps", "vllm:spec_decode_num_drafts_total"),
+    ):
+        assert sum(span[f"vllm_dare.{name}"] for span in found) == counters[counter]
+    assert (
+        sum(span.get("vllm_dare.relaxed_tokens", 0) for span in found)
+        == counters["vllm_dare_relaxed_tokens_total"]
+    )
