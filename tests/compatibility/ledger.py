@@ -146,11 +146,11 @@ _CONFIGURATION = (
     exists(of.CONFIG, "engine.proposer", "what a proposer is built with"),
     has(of.CONFIG, "additional_config model_config observability_config parallel_config scheduler_config "
         "speculative_config",
-        "engine.proposer engine.request_meters engine.spans engine.start evaluation.target_score "
-        "generation.runner",
+        "engine.configured engine.proposer engine.request_meters engine.spans engine.start "
+        "evaluation.target_score generation.runner",
         "our settings, and the engine's that they must fit"),
     has(of.SPECULATIVE, "method model num_speculative_tokens rejection_sample_method",
-        "engine.proposer engine.start", "is it ours, and does it fit"),
+        "engine.configured engine.proposer engine.start", "is it ours, and does it fit"),
     has(of.PARALLEL, "data_parallel_index distributed_executor_backend pipeline_parallel_size "
         "tensor_parallel_size", "engine.proposer engine.start", "who drafts, and what cannot work"),
     has(of.MODEL_CONFIG, "tokenizer get_vocab_size max_model_len",

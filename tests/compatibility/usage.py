@@ -66,6 +66,10 @@ OURS = {"dare", "__dict__", "__init__"}
 # Module below vllm_dare -> expression in its source -> the class of vLLM's (or classes, divided by |)
 # whose object it holds, or the module.
 HOLDERS: dict[str, dict[str, str]] = {
+    "engine.configured": {
+        **_configuration("vllm_config"),
+        "speculative": SPECULATIVE,
+    },
     "engine.learning": {"request": CACHED_REQUEST, "params": PARAMS},
     "engine.learning_worker": {
         "self": "vllm.v1.worker.gpu_worker:Worker",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_dare.engine import request_meters, spans
+from vllm_dare.engine.configured import mentions_dare
 from vllm_dare.engine.installed import SUPPORTED_VLLM
 from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
@@ -23,6 +24,7 @@ from vllm_dare.errors import ConfigError
 logger = logging.getLogger("vllm.vllm_dare")
 
 _MARK = "__vllm_dare_patch__"
+_START = "vllm_dare.engine.start"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Patch:
 def _check_configuration(original: Any) -> Any:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
+        # Once loaded, it must hear of engines without DARE, too: they end what an earlier one began.
+        if not mentions_dare(vllm_config) and _START not in sys.modules:
+            return vllm_config
         from vllm_dare.engine.start import check_engine_config
 
         if check_engine_config(vllm_config):
