@@ -23,7 +23,7 @@ class Seam:
         kind: what is asked of it: that it ``exists``; that the function ``takes`` parameters of these names,
             or that it ``matches`` these, all and in this order; that the class ``has`` these attributes (its
             bases' included); that the function or module ``calls`` something in this way (``f(a, b=c)``;
-            ``f(...)`` for any arguments); that it ``says`` these strings.
+            ``f(..., b=c)`` with any others beside); that it ``says`` these strings.
         parts: of what, by kind; nothing for ``exists``.
         by: the modules that rely on it, below ``vllm_dare``.
         why: what for.
@@ -124,8 +124,12 @@ _PATCHES = (
           "engine.request_meters", "the server's answers show what it returns"),
     says("vllm.entrypoints.generate.base.protocol:OpenAIBaseModel", "allow", "engine.request_meters",
          "an answer may have fields of ours"),
-    says("vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params",
-         "kv_transfer_params", "request", "where vllm_xargs become extra_args"),
+    calls("vllm.entrypoints.openai.completion.protocol:CompletionRequest.to_sampling_params",
+          "SamplingParams.from_optional(..., extra_args=extra_args or None)", "engine.plugin",
+          "vllm_xargs come by this name, for completions"),
+    calls("vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest.to_sampling_params",
+          "SamplingParams.from_optional(..., extra_args=extra_args or None)", "engine.plugin",
+          "and for chats"),
     takes("vllm.exceptions:VLLMValidationError.__init__", "message parameter", "engine.start",
           "a refused request names its key"),
     has(of.RUNNER, "discard_request_mask input_batch vllm_config _input_fits_in_drafter drafter",
@@ -231,7 +235,8 @@ _SCHEDULER = (
     calls(f"{_OUTPUT_PROCESSOR}:OutputProcessor.process_outputs",
           "self.do_tracing(engine_core_output, req_state, iteration_stats)", "engine.spans",
           "the span is made while the request's output is at hand"),
-    calls(f"{_OUTPUT_PROCESSOR}:OutputProcessor.do_tracing", "instrument_manual(...)", "engine.spans",
+    calls(f"{_OUTPUT_PROCESSOR}:OutputProcessor.do_tracing",
+          "instrument_manual(..., attributes=attributes)", "engine.spans",
           "found in the module when called"),
     has("vllm.v1.engine:EngineCoreOutputs", "outputs", "engine.scheduler", "the outputs of a step"),
     has(of.REQUEST_STATE, "spec_decode_metrics", "engine.request_meters", "where the meters are put"),

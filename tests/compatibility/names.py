@@ -132,14 +132,14 @@ def parameters(node: ast.AST) -> list[str]:
 
 
 def call(node: ast.AST, text: str) -> ast.Call | None:
-    """The call in a node that is written so: ``f(a, b=c)``, or ``f(...)`` for any arguments."""
+    """The call in a node that is written so: ``f(a, b=c)``, or ``f(..., b=c)`` with any others beside."""
     wanted = ast.parse(text, mode="eval").body
     assert isinstance(wanted, ast.Call)
-    any_arguments = [ast.unparse(argument) for argument in wanted.args] == ["..."]
+    (places, named) = _arguments(wanted)
     for found in ast.walk(node):
         if not isinstance(found, ast.Call) or ast.unparse(found.func) != ast.unparse(wanted.func):
             continue
-        if any_arguments or _arguments(found) == _arguments(wanted):
+        if _arguments(found) == (places, named) or (places == ["..."] and named <= _arguments(found)[1]):
             return found
     return None
 

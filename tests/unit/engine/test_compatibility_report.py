@@ -55,6 +55,7 @@ SEAMS = (
     has("vllm.engine:Engine", "field early late limit size step drawn", "x", "why"),
     calls("vllm.base:Runner.step", "helper(a, key=b)", "x", "why"),
     calls("vllm.base:Runner.step", "helper(...)", "x", "why"),
+    calls("vllm.base:Runner.step", "helper(..., key=b)", "x", "why"),
     says("vllm.engine:helper", "group.name", "x", "why"),
     says("vllm.base", "group.name", "x", "why"),
 )
