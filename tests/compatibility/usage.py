@@ -6,6 +6,7 @@ which `HOLDERS` tells for each module.
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tests.compatibility.names import Function, targets
@@ -172,6 +173,7 @@ HOLDERS: dict[str, dict[str, str]] = {
 }
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its name below ``vllm_dare``."""
     return {
