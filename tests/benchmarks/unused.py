@@ -5,8 +5,8 @@
 Each arm runs in processes of its own, one at a time, the arms taking turns (with, without, without, with):
 ``with`` loads the plugin and configures nothing, ``without`` loads no plugin (``VLLM_PLUGINS`` is empty).
 Other plugins are loaded in neither. Figures are ratios of the two processes of a pair, with 95 % t intervals
-over the pairs of their logarithms: 1 is no difference. Processor time says more than a clock on a machine that
-others use.
+over the pairs of their logarithms: 1 is no difference. Processor time says more than a clock where others use
+the machine.
 """
 
 import argparse
