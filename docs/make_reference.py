@@ -1,12 +1,13 @@
 """Writes the reference pages from the code: `python docs/make_reference.py`.
 
-Settings come from the pydantic models, commands from the typer application, metrics and patches from their
-tables. What the models do not say in a sentence of their own is in `MEANINGS`; a setting without a meaning,
-or a meaning without a setting, is an error.
+Settings come from the pydantic models, commands from the typer application, metrics, patches and
+names of vLLM from their tables. What the models do not say in a sentence of their own is in `MEANINGS`; a
+setting without a meaning, or a meaning without a setting, is an error.
 """
 
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "metrics.md": metrics_page(),
         "patches.md": patches_page(),
+        "upstream.md": upstream_page(),
     }
 
 
@@ -302,6 +304,31 @@ def patches_page() -> str:
     )
 
 
+def upstream_page() -> str:
+    from tests.compatibility.ledger import seams
+
+    rows = [
+        (
+            f"`{seam.where.replace(':', '.')}`",
+            ", ".join(
+                [f"{seam.kind} `{part}`" if i == 0 else f"`{part}`" for i, part in enumerate(seam.parts)]
+            ),
+            ", ".join(f"`{module}`" for module in seam.by),
+            seam.why,
+        )
+        for seam in seams()
+    ]
+    return "\n".join(
+        [
+            NOTE + "# What is relied on in vLLM\n",
+            "Every name that the package patches, imports, or reaches through an object of vLLM's, and who "
+            "needs it (below `vllm_dare`). `python -m tests.compatibility SOURCE` holds this list against a "
+            "vLLM without importing it. [What was checked](../compatibility.md).\n",
+            _table(("name of vLLM", "what of it", "relied on by", "what for"), rows),
+        ]
+    )
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
     lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
@@ -309,6 +336,7 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # the ledger of vLLM's names is beside the tests
     REFERENCE.mkdir(exist_ok=True)
     for name, text in pages().items():
         (REFERENCE / name).write_text(text)

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_dare.engine import request_meters
+from vllm_dare.engine import request_meters, spans
+from vllm_dare.engine.configured import mentions_dare
 from vllm_dare.engine.installed import SUPPORTED_VLLM
 from vllm_dare.engine.orphans import end_with_run
 from vllm_dare.errors import ConfigError
@@ -23,6 +24,7 @@ from vllm_dare.errors import ConfigError
 logger = logging.getLogger("vllm.vllm_dare")
 
 _MARK = "__vllm_dare_patch__"
+_START = "vllm_dare.engine.start"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Patch:
 def _check_configuration(original: Any) -> Any:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         vllm_config = original(self, *args, **kwargs)
+        # Once loaded, it must hear of engines without DARE, too: they end what an earlier one began.
+        if not mentions_dare(vllm_config) and _START not in sys.modules:
+            return vllm_config
         from vllm_dare.engine.start import check_engine_config
 
         if check_engine_config(vllm_config):
@@ -105,6 +110,9 @@ def _check_configuration(original: Any) -> Any:
             if request_meters.prepare(vllm_config):
                 METERS_FRONT_END.apply()
                 METERS_IN_ANSWERS.apply()
+                if spans.are_made(vllm_config):
+                    SPAN_FIGURES.apply()
+                    SPAN_ATTRIBUTES.apply()
         return vllm_config
 
     return create_engine_config
@@ -329,6 +337,24 @@ METERS_IN_ANSWERS = Patch(
     until="As the request meters in the front end.",
     wrap=request_meters.showing_meters,
 )
+SPAN_FIGURES = Patch(
+    name="spans, figures",
+    module="vllm.v1.engine.output_processor",
+    qualname="OutputProcessor.do_tracing",
+    parameters=("engine_core_output",),
+    why="Where tracing is on, the span of a request says what was drafted, accepted and relaxed for it.",
+    until="As the request meters in the front end.",
+    wrap=spans.handing_figures,
+)
+SPAN_ATTRIBUTES = Patch(
+    name="spans, attributes",
+    module="vllm.v1.engine.output_processor",
+    qualname="instrument_manual",
+    parameters=("attributes",),
+    why="The one place that has a span's attributes before it is made and sent.",
+    until="OutputProcessor.do_tracing has a method to override that returns them.",
+    wrap=spans.adding_figures,
+)
 RUNNER_BINDING = Patch(
     name="runner binding",
     module="vllm.v1.worker.gpu_model_runner",
@@ -438,6 +464,8 @@ def ledger() -> tuple[Patch, ...]:
         METRICS_OF_SEVERAL,
         METERS_FRONT_END,
         METERS_IN_ANSWERS,
+        SPAN_FIGURES,
+        SPAN_ATTRIBUTES,
         *_worker_patches(),
     )
 

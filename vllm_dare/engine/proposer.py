@@ -16,7 +16,7 @@ from vllm.logger import init_logger
 from vllm_dare.config import DareConfig
 from vllm_dare.drafting.budget import kind_of
 from vllm_dare.drafting.drafter import Batch, Drafter, Memory, Sources
-from vllm_dare.engine import metrics_endpoint, plugin, request_meters
+from vllm_dare.engine import metrics_endpoint, plugin, request_meters, spans
 from vllm_dare.engine.draft_metrics import DraftMetrics, compile_metrics
 from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.metrics_file import OTHER_GROUPS, MetricsFile
@@ -132,7 +132,8 @@ class DareProposer:
             else None
         )
         self._told_of_wording = False
-        self._returns_meters = request_meters.are_returned(vllm_config)
+        self._makes_spans = spans.are_made(vllm_config)
+        self._returns_meters = self._makes_spans or request_meters.are_returned(vllm_config)
         self.errors = 0
         self._pacing = DraftPacing() if self.config.draft_budget == "auto" else None
         self._metrics_file: MetricsFile | None = None
@@ -220,18 +221,20 @@ class DareProposer:
         return [self._state(request_id).rule for request_id in self._runner.input_batch.req_ids]
 
     def report_meters(self, output: Any) -> None:
-        """Put on the worker's output what relaxing did so far for the requests that may be over now."""
+        """Put on the worker's output what relaxing did so far for the requests that may be over now.
+
+        And, where vLLM makes spans, the group of each.
+        """
         if not self._returns_meters:
             return
         self._runner.rejection_sampler.settle()
-        states = ((request_id, self._states.get(request_id)) for request_id in output.req_ids)
-        meters = {
-            request_id: state.rule.meters.as_dict()
-            for request_id, state in states
-            if state is not None and state.rule.relaxes
-        }
+        found = ((request_id, self._states.get(request_id)) for request_id in output.req_ids)
+        states = {request_id: state for request_id, state in found if state is not None}
+        meters = {key: state.rule.meters.as_dict() for key, state in states.items() if state.rule.relaxes}
         if meters:
             setattr(output, request_meters.METERS, meters)
+        if self._makes_spans:
+            setattr(output, spans.GROUPS, {key: state.label for key, state in states.items()})
 
     def propose(
         self,
@@ -502,8 +505,8 @@ def token_guards(model_config: Any, pool: RetrievalPool | None) -> TokenGuards:
 
     def texts() -> Sequence[str]:
         tokenizer = cached_tokenizer_from_config(model_config)
-        every: list[str] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        return every
+        # one by one: not every tokenizer of vLLM's has batch_decode
+        return [tokenizer.decode([token]) for token in range(len(tokenizer))]
 
     def encode(text: str) -> Sequence[int]:
         tokenizer = cached_tokenizer_from_config(model_config)

@@ -11,8 +11,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from vllm_dare.engine import spans
+
 METERS = "vllm_dare_meters"  # attribute of the worker's output: request id -> Meters.as_dict()
 TRANSPORT_KEY = "vllm_dare_meters"  # key in an output's kv_transfer_params
+_OURS = {TRANSPORT_KEY, spans.TRANSPORT_KEY}
 SCHEDULER = "vllm_dare.engine.scheduler.DareScheduler"
 
 
@@ -22,12 +25,12 @@ def are_returned(vllm_config: Any) -> bool:
 
 
 def prepare(vllm_config: Any) -> bool:
-    """Let the scheduler hand the meters on, where they are wanted and the user has no scheduler of their own.
+    """Let the scheduler hand the meters on, where answers or spans want them and the user has no scheduler.
 
     Returns:
         Whether it does.
     """
-    if not are_returned(vllm_config):
+    if not are_returned(vllm_config) and not spans.are_made(vllm_config):
         return False
     scheduler = vllm_config.scheduler_config
     if scheduler.scheduler_cls is None:
@@ -43,8 +46,8 @@ def taking_meters_out(original: Callable[..., Any]) -> Callable[..., Any]:
     def make_request_output(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         carried = call.arguments.get("kv_transfer_params")
-        if carried and TRANSPORT_KEY in carried:
-            rest = {key: value for key, value in carried.items() if key != TRANSPORT_KEY}
+        if carried and not _OURS.isdisjoint(carried):
+            rest = {key: value for key, value in carried.items() if key not in _OURS}
             call.arguments["kv_transfer_params"] = rest or None
         if self.spec_decode_metrics is not None:
             self.spec_decode_metrics.dare = (carried or {}).get(TRANSPORT_KEY)

@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
+from vllm_dare.engine.configured import mentions_dare, uses_dare
 from vllm_dare.engine.installed import SUPPORTED_VLLM, is_supported
 from vllm_dare.errors import ConfigError, DareError, RequestError
 from vllm_dare.request import RequestOptions
@@ -19,20 +20,8 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
-PROPOSER_PATHS = ("vllm_dare.DareProposer", "vllm_dare.engine.proposer.DareProposer")
-
 # The settings of the engine that this process was last configured for; None if it does not use DARE.
 _server_config: DareConfig | None = None
-
-
-def uses_dare(vllm_config: Any) -> bool:
-    """Whether an engine configuration names our proposer."""
-    speculative = vllm_config.speculative_config
-    return (
-        speculative is not None
-        and speculative.method == "custom_class"
-        and speculative.model in PROPOSER_PATHS
-    )
 
 
 def check_engine_config(vllm_config: Any) -> bool:
@@ -56,7 +45,7 @@ def _check(vllm_config: Any) -> bool:
     _server_config = None
     settings = vllm_config.additional_config
     if not uses_dare(vllm_config):
-        if isinstance(settings, dict) and "dare" in settings:
+        if mentions_dare(vllm_config):
             raise ConfigError(
                 "additional_config has 'dare' settings but no DARE proposer runs: set speculative_config to "
                 '{"method": "custom_class", "model": "vllm_dare.DareProposer", "num_speculative_tokens": 16} '

@@ -16,7 +16,7 @@ def maker() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["settings.md", "commands.md", "metrics.md", "patches.md"])
+@pytest.mark.parametrize("name", ["settings.md", "commands.md", "metrics.md", "patches.md", "upstream.md"])
 def test_the_pages_are_what_the_code_says(maker: ModuleType, name: str) -> None:
     """If this fails, run `python docs/make_reference.py`."""
     assert (DOCS / "reference" / name).read_text() == maker.pages()[name]

@@ -21,6 +21,7 @@ from vllm_dare.engine import metrics_endpoint, plugin
 from vllm_dare.engine.metrics_file import NO_GROUP, OTHER_GROUPS
 from vllm_dare.engine.proposer import DareProposer
 from vllm_dare.engine.request_meters import METERS
+from vllm_dare.engine.spans import GROUPS
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
@@ -140,7 +141,9 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
-    def make(pool: Path | None, returns_meters: bool = False, **settings: Any) -> DareProposer:
+    def make(
+        pool: Path | None, returns_meters: bool = False, makes_spans: bool = False, **settings: Any
+    ) -> DareProposer:
         dare = {"draft_budget": "fixed", **settings}
         if pool is not None:
             dare["pool"] = str(pool)
@@ -149,7 +152,8 @@ def make(rank: SimpleNamespace, runner: Runner) -> Callable[..., DareProposer]:
             speculative_config=SimpleNamespace(num_speculative_tokens=MAX_DRAFTS),
             model_config=SimpleNamespace(get_vocab_size=lambda: VOCAB),
             observability_config=SimpleNamespace(
-                per_request_spec_decode_metrics="summary" if returns_meters else "none"
+                per_request_spec_decode_metrics="summary" if returns_meters else "none",
+                otlp_traces_endpoint="http://127.0.0.1:4317" if makes_spans else None,
             ),
         )
         drafter = DareProposer(config)
@@ -396,6 +400,21 @@ def test_what_relaxing_did_goes_with_the_output_of_relaxed_requests(
     silent.rules_of_batch()
     silent.report_meters(output)
     assert not hasattr(output, METERS)
+    assert not hasattr(output, GROUPS)
+
+
+def test_where_spans_are_made_the_group_of_every_request_goes_with_the_output(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, makes_spans=True)
+    runner.add("known", PREFIX, {"dare_group": "users/a"})
+    runner.add("made up", PREFIX, {"dare_group": "<any text>", "dare_verification": "relaxed"})
+    runner.add("none", PREFIX)
+    drafter.rules_of_batch()
+    output = SimpleNamespace(req_ids=["known", "made up", "none", "gone"])
+    drafter.report_meters(output)
+    assert getattr(output, GROUPS) == {"known": "users/a", "made up": OTHER_GROUPS, "none": None}
+    assert set(getattr(output, METERS)) == {"made up"}
 
 
 def test_a_failing_look_up_costs_drafts_only_and_is_logged_once(
