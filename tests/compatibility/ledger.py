@@ -63,7 +63,7 @@ def says(where: str, parts: str, by: str, why: str) -> Seam:
 def patched() -> Iterator[Seam]:
     """What `vllm_dare.engine.plugin` replaces, for every platform."""
     for patch in vars(plugin).values():
-        if isinstance(patch, plugin.Patch):
+        if isinstance(patch, plugin.Patch) and patch.module.startswith("vllm"):
             where = f"{patch.module}:{patch.qualname}"
             yield Seam(where, "takes", patch.parameters, ("engine.plugin",), f"patched: {patch.name}")
 
@@ -80,7 +80,8 @@ _LOADING = (
     calls("vllm.v1.engine.core:EngineCore.__init__", "load_general_plugins()", "engine.orphans",
           "the plugin is loaded in the engine core, which is to end with its batch run"),
     calls("vllm.plugins:load_general_plugins", "func()", "engine.plugin", "the entry point is called bare"),
-    exists("vllm:envs", "engine.plugin", "whether VLLM_PLUGINS leaves the plugin out"),
+    exists("vllm:envs", "engine.plugin engine.admin", "what VLLM_PLUGINS leaves out; is there an API key"),
+    exists("vllm.envs:VLLM_API_KEY", "engine.admin", "is there an API key"),
     exists("vllm.envs:VLLM_PLUGINS", "engine.plugin", "whether it leaves the plugin out"),
     calls("vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer", "user_class(vllm_config)",
           "engine.proposer", "how the proposer is built"),
@@ -150,15 +151,18 @@ _CONFIGURATION = (
     exists(of.CONFIG, "engine.proposer", "what a proposer is built with"),
     has(of.CONFIG, "additional_config model_config observability_config parallel_config scheduler_config "
         "speculative_config",
-        "engine.configured engine.proposer engine.request_meters engine.spans engine.start "
+        "engine.admin engine.configured engine.proposer engine.request_meters engine.spans engine.start "
         "evaluation.target_score generation.runner",
         "our settings, and the engine's that they must fit"),
     has(of.SPECULATIVE, "method model num_speculative_tokens rejection_sample_method",
         "engine.configured engine.proposer engine.start", "is it ours, and does it fit"),
     has(of.PARALLEL, "data_parallel_index distributed_executor_backend pipeline_parallel_size "
         "tensor_parallel_size", "engine.proposer engine.start", "who drafts, and what cannot work"),
+    has(of.PARALLEL, "_api_process_count _api_process_rank", "engine.start",
+        "one of several API servers says what is on"),
     has(of.MODEL_CONFIG, "tokenizer get_vocab_size max_model_len",
-        "engine.proposer engine.start evaluation.target_score", "the pool must be of this tokenizer"),
+        "engine.admin engine.proposer engine.start evaluation.target_score",
+        "the pool must be of this tokenizer"),
     has(of.SCHEDULER_CONFIG, "scheduler_cls max_num_seqs", "engine.request_meters generation.runner",
         "our scheduler carries what relaxing did; how many rows fill the engine"),
     has(of.OBSERVABILITY, "per_request_spec_decode_metrics", "engine.request_meters",
@@ -190,7 +194,8 @@ _WORKER = (
         "the requests of the batch and their text"),
     has(of.CACHED_REQUEST, "sampling_params prompt_token_ids output_token_ids",
         "engine.proposer engine.learning", "a request's text, and what it asks for"),
-    has(of.PARAMS, "extra_args all_stop_token_ids max_tokens temperature seed stop_token_ids ignore_eos",
+    has(of.PARAMS, "extra_args all_stop_token_ids max_tokens min_tokens temperature seed stop_token_ids "
+        "ignore_eos",
         "engine.proposer engine.start engine.learning", "what a request asks for"),
     has("vllm.v1.outputs:ModelRunnerOutput", "req_ids", "engine.proposer",
         "the step's output, which takes an attribute of ours"),
@@ -242,6 +247,18 @@ _SCHEDULER = (
     has(of.REQUEST_STATE, "spec_decode_metrics", "engine.request_meters", "where the meters are put"),
 )  # fmt: skip
 
+_ADMIN = (
+    says("vllm.plugins", "vllm.endpoint_plugins", "engine.admin", "the group of its entry point"),
+    calls("vllm.plugins.endpoint_plugins.interface:attach_endpoint_plugins", "plugin.attach_router(app)",
+          "engine.admin", "the routes are registered"),
+    calls("vllm.plugins.endpoint_plugins.interface:init_endpoint_plugins_state",
+          "plugin.init_state(engine_client, state, args)", "engine.admin",
+          "the routes come to know their server"),
+    says("vllm.entrypoints.serve.middleware.authenticate", "/v1", "engine.admin",
+         "paths that need the API key"),
+    has("vllm.engine.protocol:EngineClient", "vllm_config", "engine.admin", "the server's settings"),
+)  # fmt: skip
+
 _BATCH_RUN = (
     exists(of.LLM, "generation.engine", "the engine of a batch run"),
     has(of.LLM, "collective_rpc enqueue enqueue_chat generate get_metrics get_tokenizer llm_engine "
@@ -283,4 +300,4 @@ _BATCH_RUN = (
 
 def seams() -> tuple[Seam, ...]:
     """The whole ledger."""
-    return (*patched(), *_LOADING, *_PATCHES, *_CONFIGURATION, *_WORKER, *_SCHEDULER, *_BATCH_RUN)
+    return (*patched(), *_LOADING, *_PATCHES, *_CONFIGURATION, *_WORKER, *_SCHEDULER, *_ADMIN, *_BATCH_RUN)

@@ -67,6 +67,11 @@ OURS = {"dare", "__dict__", "__init__"}
 # Module below vllm_dare -> expression in its source -> the class of vLLM's (or classes, divided by |)
 # whose object it holds, or the module.
 HOLDERS: dict[str, dict[str, str]] = {
+    "engine.admin": {
+        "engine_client": "vllm.engine.protocol:EngineClient",
+        **_configuration("vllm_config"),
+        "envs": "vllm.envs",
+    },
     "engine.configured": {
         **_configuration("vllm_config"),
         "speculative": SPECULATIVE,

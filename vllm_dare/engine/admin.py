@@ -19,7 +19,7 @@ from vllm_dare import __version__
 from vllm_dare.config import DareConfig
 from vllm_dare.engine import metrics_endpoint
 from vllm_dare.engine.admin_command import run_pool_command
-from vllm_dare.engine.start import uses_dare
+from vllm_dare.engine.configured import uses_dare
 from vllm_dare.errors import DareError, PoolError
 from vllm_dare.pool.drop import wait_for_engines
 from vllm_dare.pool.live_store import LIVE_DIRECTORY
@@ -86,14 +86,14 @@ class AdminEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Remember what the server serves from."""
-        config = engine_client.vllm_config if engine_client is not None else None
+        vllm_config = engine_client.vllm_config  # there is an engine where texts are generated
         state.dare_admin = _Server(
             config=(
-                DareConfig.from_additional_config(config.additional_config)
-                if config is not None and uses_dare(config)
+                DareConfig.from_additional_config(vllm_config.additional_config)
+                if uses_dare(vllm_config)
                 else None
             ),
-            tokenizer=str(config.model_config.tokenizer) if config is not None else "",
+            tokenizer=str(vllm_config.model_config.tokenizer),
             has_key=any(args.api_key or [envs.VLLM_API_KEY]),
         )
 
