@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.files import open_file
 from vllm_dare.pool.manifest import MANIFEST_NAME, SEGMENTS_DIRECTORY
 
 READERS_NAME = "readers"
@@ -41,7 +42,8 @@ class ReadLock:
 def version_of(directory: Path) -> int:
     """A number that stands for the manifest as it is now; 0 if it cannot be read."""
     try:
-        content = (directory / MANIFEST_NAME).read_bytes()
+        with open_file(directory / MANIFEST_NAME) as file:
+            content = file.read()
     except OSError:
         return 0
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") % _MOST_VERSIONS

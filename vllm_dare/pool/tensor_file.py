@@ -16,13 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import sha256, temporary_file
+from vllm_dare.pool.files import open_file, sha256, temporary_file
+from vllm_dare.pool.json_reader import parse_json
 from vllm_dare.pool.mapping import map_file
 
 SUFFIX = ".safetensors"
 NAME_LENGTH = 32
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+_MAX_HEADER_VALUES = 1000
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -82,7 +84,7 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
         PoolError: the file is missing, unreadable, damaged, of another kind or of another format.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             header, data_start = _read_header(file, num_bytes)
             metadata = _metadata(header)
@@ -100,6 +102,15 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
         ) from None
     tensors = {name: data[begin:end].view(_DTYPES[layout[name]]) for name, (begin, end) in spans.items()}
     return TensorFile(metadata, tensors, num_bytes)
+
+
+def group_names(metadata: Mapping[str, str]) -> list[str] | None:
+    """The names, JSON in ``metadata["groups"]``; None if there are none or they are damaged."""
+    try:
+        names = parse_json(encoded := metadata.get("groups", ""), most_values=len(encoded))
+    except ValueError:
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 class _DamagedError(Exception):
@@ -125,8 +136,8 @@ def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Any], int]:
     if num_bytes < _LENGTH_BYTES or length > min(num_bytes - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise _DamagedError("its header is longer than the file")
     try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
+        header = parse_json(file.read(length), _MAX_HEADER_VALUES)
+    except ValueError:
         raise _DamagedError("its header is not valid JSON") from None
     if not isinstance(header, dict):
         raise _DamagedError("its header is not a JSON object")
