@@ -1,6 +1,6 @@
 """The `dare_*` keys of one request: `SamplingParams.extra_args` offline, `vllm_xargs` on the server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +124,11 @@ def request_args(
         "dare_group": group,
         "dare_user": user,
         "dare_item": item,
-        "dare_history": None if history is None else list(history),
-        "dare_attributes": None if attributes is None else _flat(attributes),
+        # The server takes neither tuples nor dictionaries.
+        "dare_history": list(history)
+        if isinstance(history, Sequence | Set) and not _is_text(history)
+        else history,
+        "dare_attributes": _flat(attributes) if isinstance(attributes, Mapping) else attributes,
         "dare_verification": verification,
         "dare_preset": preset,
         **{f"{PREFIX}{name}": value for name, value in bounds.items()},
@@ -133,6 +136,10 @@ def request_args(
     given = {key: value for key, value in named.items() if value is not None}
     RequestOptions.parse(given, ANY_ENGINE)
     return given
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
 
 
 def _own_keys(extra_args: Any) -> dict[str, Any]:
@@ -250,11 +257,12 @@ def _as_field(key: str, value: Any) -> Any:
         return value
     if len(value) > _MAX_GUARDED:
         raise RequestError(key, f"{key} must be a list of at most {_MAX_GUARDED} entries, not {len(value)}.")
-    long = next((one for one in value if isinstance(one, str) and len(one) > _MAX_CHARACTERS), None)
-    if long is not None:
-        raise RequestError(
-            key, f"{key} holds {shown(long)}, which has more than {_MAX_CHARACTERS} characters."
-        )
+    for entry in value:
+        if isinstance(entry, str) and entry and _as_id(entry) is None:
+            raise RequestError(
+                key,
+                f"{key} holds {shown(entry)}, which is not Unicode of at most {_MAX_CHARACTERS} characters.",
+            )
     return tuple(value)
 
 

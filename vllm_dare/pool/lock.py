@@ -68,7 +68,7 @@ def _open_readers(directory: Path) -> int | None:
         return None
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # a pool may be mounted for reading alone
         try:
-            return os.open(directory / READERS_NAME, flags | os.O_CLOEXEC, 0o666)
+            return os.open(directory / READERS_NAME, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError:
             continue
     return None

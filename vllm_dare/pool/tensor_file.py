@@ -45,8 +45,15 @@ class TensorFile:
 
 
 def content_hash(path: Path) -> str:
-    """The first 32 hex digits of the SHA-256 of a file's content, which are its name."""
-    return sha256(path)[:NAME_LENGTH]
+    """The first 32 hex digits of the SHA-256 of a file's content, which are its name.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    try:
+        return sha256(path)[:NAME_LENGTH]
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def write_tensor_file(
@@ -91,11 +98,8 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
             _check_format(path, metadata, kind, version)
             spans = _spans(header, layout, data_start, num_bytes)
             data = map_file(file.fileno(), num_bytes)
-    except FileNotFoundError:
-        raise PoolError(f"The file {path} is missing; rebuild the pool, or copy it again in full.") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise PoolError(f"Cannot read {path} ({reason}); check the file's permissions and disk.") from None
+        raise _unreadable(path, error) from None
     except _DamagedError as error:
         raise PoolError(
             f"The file {path} is damaged ({error}); rebuild the pool, or copy it again."
@@ -111,6 +115,14 @@ def group_names(metadata: Mapping[str, str]) -> list[str] | None:
     except ValueError:
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _unreadable(path: Path, error: OSError) -> PoolError:
+    if isinstance(error, FileNotFoundError):
+        return PoolError(f"The file {path} is missing; rebuild the pool, or copy it again in full.")
+    return PoolError(
+        f"Cannot read {path} ({error.strerror or error}); check the file's permissions and disk."
+    )
 
 
 class _DamagedError(Exception):
