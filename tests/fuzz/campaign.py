@@ -61,16 +61,22 @@ class Report:
         yield f"  {len(self.faults):9,}  faults"
 
 
-def run_cases(one: Callable[[int], Result], numbers: Sequence[int], most_faults: int = 20) -> Report:
+def run_cases(
+    one: Callable[[int], Result],
+    numbers: Sequence[int],
+    *,
+    most_seconds: float = float("inf"),
+    most_faults: int = 20,
+) -> Report:
     """Run cases, 2,000 a child.
 
     Args:
         one: runs the case of a number; what it raises is a fault.
         numbers: which.
-        most_faults: the run ends early at so many.
+        most_seconds, most_faults: the run ends early after so long, or at so many.
     """
     report, began, waiting = Report(), time.monotonic(), list(numbers)
-    while waiting and len(report.faults) < most_faults:
+    while waiting and len(report.faults) < most_faults and time.monotonic() - began < most_seconds:
         batch, waiting = waiting[:BATCH], waiting[BATCH:]
         done = _run_batch(one, batch, report)
         waiting = batch[done:] + waiting

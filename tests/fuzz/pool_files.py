@@ -3,10 +3,10 @@
     python -m tests.fuzz.pool_files --cases 1000000 --seed 1
     python -m tests.fuzz.pool_files --seed 1 --only 4711      # one case again, in this process
 
-By default numba checks every index of the look-up kernels (compiling takes half a minute); --fast leaves that
-out, as engines do. A fault is a crash, a hang, an exception that is no DareError, a token id that the model does
-not have, or more memory than twice the pool's files, ten times its JSON and 8 MB. Its files are put under
---failures, and the exit status is 1.
+By default numba checks every index of the look-up kernels (compiling takes half a minute); --fast leaves
+that out, as engines do. A fault is a crash, a hang, an exception that is no DareError, a token id that the
+model does not have, or more memory than twice the pool's files, ten times its JSON and 8 MB. Its files are
+put under --failures, and the exit status is 1.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long")
     parser.add_argument("--only", type=int, help="run this case alone")
     parser.add_argument("--fast", action="store_true", help="without checks in the kernels")
     parser.add_argument("--failures", type=Path, default=Path("out/fuzz"))
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as folder:
         if not arguments.fast:  # numba reads this when it is imported, and keeps such kernels apart
             os.environ["NUMBA_BOUNDSCHECK"] = "1"
-            os.environ["NUMBA_CACHE_DIR"] = f"{folder}/kernels"
+            os.environ.setdefault("NUMBA_CACHE_DIR", f"{folder}/kernels")
         warnings.simplefilter("ignore")  # of numbers that are none, in files whose numbers were made up
         sys.exit(_run(arguments, Path(folder)))
 
@@ -66,7 +67,8 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         )
         return 0
     numbers = range(arguments.first, arguments.first + arguments.cases)
-    report = run_cases(partial(run_one, pools, arguments.seed, directory), numbers)
+    one = partial(run_one, pools, arguments.seed, directory)
+    report = run_cases(one, numbers, most_seconds=arguments.seconds)
     print(*report.lines(), sep="\n")
     print(f"  the most memory that a case took: {report.factor:.2f} times its files (of 100 kB and more)")
     for number, why in report.faults.items():
@@ -176,7 +178,7 @@ def use_pool(directory: "Directory", rng: np.random.Generator, always: bool = Fa
             _draft(drafter, drafter.sources(group), rng)
         if (directory.path / "live" / "manifest.json").exists() and now_and_then(0.25):
             _learn(directory, pool, rng, now_and_then)
-        if now_and_then(0.01):
+        if now_and_then(0.003):
             _merge(pool, directory)
         if now_and_then(0.02):
             pool.verify()

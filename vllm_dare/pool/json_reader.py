@@ -1,7 +1,7 @@
 """JSON of pool files, which somebody may have made up: a small file must not become a large structure.
 
-A list of nothing takes three bytes of JSON and a hundred in memory. What a pool writes has few values and long
-names, so that a bound on the number of values keeps honest files, and keeps the rest small.
+A list of nothing takes three bytes of JSON and a hundred in memory. What a pool writes has few values and
+long names, so that a bound on the number of values keeps honest files, and keeps the rest small.
 """
 
 import re
