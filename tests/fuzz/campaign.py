@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 BATCH = 2000
-HANG_SECONDS = 20.0
+HANG_SECONDS = 120.0  # on a busy machine, a case may wait long for its turn
 _LINES = 20  # of a traceback that are kept
 _SHOWN = 40  # outcomes
 _PR_SET_THP_DISABLE = 41

@@ -93,9 +93,15 @@ def changing(directory: Path) -> Iterator[None]:
     """Keep other processes from changing the pool until the block ends; readers go on reading.
 
     Raises:
-        PoolError: another one is at it.
+        PoolError: another one is at it, or the pool has no directory of segments.
     """
-    descriptor = os.open(directory / SEGMENTS_DIRECTORY, os.O_RDONLY)
+    segments = directory / SEGMENTS_DIRECTORY
+    try:
+        descriptor = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PoolError(
+            f"Cannot open the directory {segments} ({error.strerror}); copy the pool again in full."
+        ) from None
     try:
         if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise PoolError(
