@@ -174,6 +174,8 @@ def use_pool(directory: "Directory", rng: np.random.Generator, always: bool = Fa
         summarize(pool.manifest, pool.routers)
         _route(pool)
         drafter = Drafter(pool, _DRAFTS, MODEL_VOCAB)
+        if now_and_then(0.1):
+            drafter = _with_memories(directory, pool, rng)
         for group in [None, "users/0", *list(pool.groups)[:2]]:
             _draft(drafter, drafter.sources(group), rng)
         if (directory.path / "live" / "manifest.json").exists() and now_and_then(0.25):
@@ -229,6 +231,20 @@ def _draft(drafter: "Drafter", sources: "Sources", rng: np.random.Generator) -> 
         text[0, size : size + len(kept)] = kept
         text[0, size + len(kept)] = rng.integers(0, MODEL_VOCAB)
         size += len(kept) + 1
+
+
+def _with_memories(directory: "Directory", pool: "RetrievalPool", rng: np.random.Generator) -> "Drafter":
+    """A drafter that remembers an honest version, whose files may have the same names."""
+    from tests.fuzz.pool_cases import MODEL_VOCAB
+    from vllm_dare.drafting.drafter import Drafter
+    from vllm_dare.pool.pool import RetrievalPool
+
+    with RetrievalPool.open(directory.path.parent / "honest" / "single") as before:
+        drafter = Drafter(before, _DRAFTS, MODEL_VOCAB)
+        for _ in range(3):
+            _draft(drafter, drafter.sources(None), rng)
+    drafter.serve(pool)
+    return drafter
 
 
 def _learn(

@@ -1,7 +1,6 @@
 """JSON that would become many times its size in memory is told from its beginning."""
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,13 +70,7 @@ def test_bytes_that_are_no_utf_8_are_an_error() -> None:
         lambda n: b'"[\\' * n,
     ],
 )
-def test_strings_without_an_end_take_no_longer_than_others(make: Callable[[int], bytes]) -> None:
-    def seconds(number: int) -> float:
-        began = time.process_time()
-        with pytest.raises(ValueError):
-            parse_json(make(number), 1)
-        return time.process_time() - began
-
-    seconds(1000)
-    # 100 times as much would take 10,000 times as long if it were searched again from every quotation mark.
-    assert seconds(200_000) < 1000 * max(seconds(2000), 1e-4)
+def test_strings_without_an_end_are_searched_once(make: Callable[[int], bytes]) -> None:
+    """Searched again from every quotation mark, these would take hours."""
+    with pytest.raises(ValueError):
+        parse_json(make(500_000), 1)
