@@ -24,7 +24,7 @@ from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import LiveStore, prepare_live
 from vllm_dare.pool.pivots import encode
 from vllm_dare.pool.segment import PoolDocument
-from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, write_pool
 from vllm_dare.routing.router_file import RouterFile, write_item_router, write_user_router
 
@@ -466,7 +466,7 @@ def _bomb(rng: Rng, files: Files) -> None:
     if rng.random() < 0.5:
         metadata["groups"] = bomb.decode()
     else:
-        metadata["vocab_size"] = str(_pick(rng, [2**24, 2**31 - 1]))
+        metadata["vocab_size"] = str(_pick(rng, [MAX_VOCABULARY_SIZE, 2**31 - 1]))
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     fit(files, name, struct.pack("<Q", len(encoded)) + encoded + data)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments
 from vllm_dare.pool.segment import Segment, write_segment
-from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
 from vllm_dare.routing.router_file import RouterFile
 
 INFO = TokenizerInfo(name="any", fingerprint="0" * 16, vocab_size=100)
@@ -238,12 +238,12 @@ def test_a_header_of_very_many_values_is_refused_before_they_are_made(
 
 def test_a_vocabulary_that_is_made_up_takes_no_memory(tmp_path: Path, content: bytes) -> None:
     header, data = split(content)
-    header["__metadata__"]["vocab_size"] = str(2**24)
+    header["__metadata__"]["vocab_size"] = str(MAX_VOCABULARY_SIZE)
     values = np.frombuffer(data, "<i4").copy()
     for name in ("tokens", "heads"):
         begin, end = (place // 4 for place in header[name]["data_offsets"])
         array = values[begin:end]
-        array[array == array.max()] = 2**24 - 1
+        array[array == array.max()] = MAX_VOCABULARY_SIZE - 1
     segment = Segment.open(put(tmp_path, join(header, values.tobytes())))
     tracemalloc.start()
     segment.verify()
