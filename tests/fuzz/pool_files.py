@@ -29,13 +29,24 @@ if TYPE_CHECKING:
     from tests.fuzz.pool_cases import Directory, Files
     from vllm_dare.drafting.drafter import Drafter, Sources
     from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.routing.query import Query
 
 _SMALL = 8_000_000
 _DRAFTS = 8
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+Make = Callable[["list[Files]", int, int], "Files"]
+RunOne = Callable[["list[Files]", int, "Directory", int], Result]
+
+
+def run_campaign(module: str, description: str | None, run_one: RunOne, make: Make) -> None:
+    """The command: run cases as it is asked to, and exit.
+
+    Args:
+        module: the command's name; description: what it says of itself.
+        run_one: runs the case of a seed and number; make: makes its files.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--seed", type=int, default=0)
@@ -50,31 +61,26 @@ def main() -> None:
             os.environ["NUMBA_BOUNDSCHECK"] = "1"
             os.environ.setdefault("NUMBA_CACHE_DIR", f"{folder}/kernels")
         warnings.simplefilter("ignore")  # of numbers that are none, in files whose numbers were made up
-        sys.exit(_run(arguments, Path(folder)))
+        sys.exit(_run(arguments, Path(folder), module, run_one, make))
 
 
-def _run(arguments: argparse.Namespace, folder: Path) -> int:
-    from tests.fuzz.pool_cases import Directory, make_case
+def _run(arguments: argparse.Namespace, folder: Path, module: str, run_one: RunOne, make: Make) -> int:
+    from tests.fuzz.pool_cases import Directory
 
-    pools = honest(folder)
+    pools, seed = honest(folder), arguments.seed
     directory = Directory(folder / "case")
     if arguments.only is not None:
-        files = make_case(pools, arguments.seed, arguments.only)
-        print(
-            run_one(pools, arguments.seed, directory, arguments.only),
-            *map(_described, files.items()),
-            sep="\n",
-        )
+        print(run_one(pools, seed, directory, arguments.only))
+        print(*map(_described, make(pools, seed, arguments.only).items()), sep="\n")
         return 0
     numbers = range(arguments.first, arguments.first + arguments.cases)
-    one = partial(run_one, pools, arguments.seed, directory)
-    report = run_cases(one, numbers, most_seconds=arguments.seconds)
+    report = run_cases(partial(run_one, pools, seed, directory), numbers, most_seconds=arguments.seconds)
     print(*report.lines(), sep="\n")
     print(f"  the most memory that a case took: {report.factor:.2f} times its files (of 100 kB and more)")
     for number, why in report.faults.items():
-        output = arguments.failures / f"{arguments.seed}-{number}"
-        _keep(output, folder, make_case(pools, arguments.seed, number))
-        print(f"\n{why}\n  {output}: python -m tests.fuzz.pool_files --seed {arguments.seed} --only {number}")
+        output = arguments.failures / f"{seed}-{number}"
+        _keep(output, folder, make(pools, seed, number))
+        print(f"\n{why}\n  {output}: python -m {module} --seed {seed} --only {number}")
     return 1 if report.faults else 0
 
 
@@ -112,25 +118,31 @@ def honest(folder: Path) -> "list[Files]":
 def run_one(pools: "list[Files]", seed: int, directory: "Directory", number: int) -> Result:
     """Run a case; what it raises is a fault."""
     from tests.fuzz.pool_cases import make_case
-    from vllm_dare.errors import DareError
 
     files = make_case(pools, seed, number)
     directory.put(files)
     memory = PeakMemory()
-    try:
-        stage = use_pool(directory, np.random.default_rng((seed, number, 1)))
-        outcome = f"accepted, {stage}"
-    except DareError as error:
-        outcome = f"refused: {type(error).__name__}: {_reason(str(error))}"
-        _check_message(str(error))
+    outcome = outcome_of(partial(use_pool, directory, np.random.default_rng((seed, number, 1))))
     taken = memory.bytes()
-    sizes = {name: len(content) for name, content in files.items() if isinstance(content, bytes)}
-    total, manifests = sum(sizes.values()), sum(map(_json_bytes, files.items()))
-    return Result(
-        outcome,
-        excess=taken - 2 * total - 10 * manifests - _SMALL,
-        factor=taken / total if total > 10**5 else 0,
-    )
+    size = sum(len(content) for content in files.values() if isinstance(content, bytes))
+    return Result(outcome, excess_of(taken, files), taken / size if size > 10**5 else 0)
+
+
+def outcome_of(use: Callable[[], str]) -> str:
+    """How using files goes."""
+    from vllm_dare.errors import DareError
+
+    try:
+        return f"accepted, {use()}"
+    except DareError as error:
+        _check_message(str(error))
+        return f"refused: {type(error).__name__}: {_reason(str(error))}"
+
+
+def excess_of(taken: int, files: "Files") -> int:
+    """How many bytes of memory have been taken beyond what these files may take."""
+    size = sum(len(content) for content in files.values() if isinstance(content, bytes))
+    return taken - 2 * size - 10 * sum(map(_json_bytes, files.items())) - _SMALL
 
 
 def _json_bytes(file: "tuple[str, object]") -> int:
@@ -177,7 +189,7 @@ def use_pool(directory: "Directory", rng: np.random.Generator, always: bool = Fa
         if now_and_then(0.1):
             drafter = _with_memories(directory, pool, rng)
         for group in [None, "users/0", *list(pool.groups)[:2]]:
-            _draft(drafter, drafter.sources(group), rng)
+            draft(drafter, drafter.sources(group), rng)
         if (directory.path / "live" / "manifest.json").exists() and now_and_then(0.25):
             _learn(directory, pool, rng, now_and_then)
         if now_and_then(0.003):
@@ -199,17 +211,21 @@ def _verify_checksums(pool: "RetrievalPool") -> None:
 
 
 def _route(pool: "RetrievalPool") -> None:
-    from vllm_dare.routing.query import Query
-
-    for query in (
-        Query(user="u1"),
-        Query(item="i2", attributes=(("genre", "War"), ("age", "25"))),
-        Query(user="new", history=("i1", "i3", "other"), attributes=(("age", "25"), ("genre", "Drama"))),
-    ):
+    for query in queries():
         pool.router.route(query)
 
 
-def _draft(drafter: "Drafter", sources: "Sources", rng: np.random.Generator) -> None:
+def queries() -> "tuple[Query, ...]":
+    from vllm_dare.routing.query import Query
+
+    return (
+        Query(user="u1"),
+        Query(item="i2", attributes=(("genre", "War"), ("age", "25"))),
+        Query(user="new", history=("i1", "i3", "other"), attributes=(("age", "25"), ("genre", "Drama"))),
+    )
+
+
+def draft(drafter: "Drafter", sources: "Sources", rng: np.random.Generator) -> None:
     """A few steps of a request: its text goes on as drafted, or otherwise."""
     from tests.fuzz.pool_cases import MODEL_VOCAB
 
@@ -242,7 +258,7 @@ def _with_memories(directory: "Directory", pool: "RetrievalPool", rng: np.random
     with RetrievalPool.open(directory.path.parent / "honest" / "single") as before:
         drafter = Drafter(before, _DRAFTS, MODEL_VOCAB)
         for _ in range(3):
-            _draft(drafter, drafter.sources(None), rng)
+            draft(drafter, drafter.sources(None), rng)
     drafter.serve(pool)
     return drafter
 
@@ -267,11 +283,11 @@ def _learn(
         learned.add(text)
         drafter = Drafter(pool, _DRAFTS, MODEL_VOCAB, live=learned)
         for group in (None, "users/0"):
-            _draft(drafter, drafter.sources(group), rng)
+            draft(drafter, drafter.sources(group), rng)
         if writes:
             store.freeze(text)
             learned.swap(store.read())
-            _draft(drafter, drafter.sources("users/0"), rng)
+            draft(drafter, drafter.sources("users/0"), rng)
     finally:
         if writes:
             directory.forget()
@@ -288,6 +304,12 @@ def _merge(pool: "RetrievalPool", directory: "Directory") -> None:
         write_pool(pool_content([pool]), output, workers=1)
     finally:
         shutil.rmtree(output, ignore_errors=True)
+
+
+def main() -> None:
+    from tests.fuzz.pool_cases import make_case
+
+    run_campaign("tests.fuzz.pool_files", __doc__, run_one, make_case)
 
 
 if __name__ == "__main__":
