@@ -100,6 +100,9 @@ def test_damage_is_found(tmp_path: Path) -> None:
         ([1, 2], [0], '["g"]', "not consistent"),
         ([1, 2], [0, 0], "[1]", "not consistent"),
         ([1, 2], [0, 0], "{", "not consistent"),
+        ([1, 2], [0, 0], '["g",]', "not consistent"),
+        ([1, 2], [0, 0], '["g" "h"]', "not consistent"),
+        ([1, 2], [0, 0], '["g", []]', "not consistent"),
         ([1, 2], [0, 0], '["\\ud800"]', "not consistent"),
     ],
 )
