@@ -1,6 +1,6 @@
 """The `dare_*` keys of one request: `SamplingParams.extra_args` offline, `vllm_xargs` on the server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,14 @@ from pydantic import ValidationError
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
 from vllm_dare.routing.query import Query
+from vllm_dare.shown import shown, shown_name
 from vllm_dare.verification.rule import VerificationConfig
 
 PREFIX = "dare_"
 _MAX_VALUES = 1000  # of a history, and of attributes
+_MAX_GUARDED = 100  # entries of a list of the rule: each string is looked for in every token's text
+_MAX_CHARACTERS = 1000  # of an id, a name, or a "name=value"
+_AN_ID = f"a non-empty string or an integer (of at most {_MAX_CHARACTERS} characters or 64 bits)"
 _GROUP_KEYS = ("dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes")
 # Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False, or bound
 # with limits.
@@ -59,10 +63,13 @@ class RequestOptions:
         Raises:
             RequestError: an unknown key, a bad value, or an override that the operator does not allow.
         """
-        given = {key: value for key, value in (extra_args or {}).items() if key.startswith(PREFIX)}
+        given = _own_keys(extra_args)
         for key in given:
             if key not in KNOWN_KEYS:
-                raise RequestError(key, f"Unknown request key {key}; known keys are {', '.join(KNOWN_KEYS)}.")
+                name = shown_name(key)
+                raise RequestError(
+                    name, f"Unknown request key {name}; known keys are {', '.join(KNOWN_KEYS)}."
+                )
             if key in _GROUP_KEYS and not config.allow_groups:
                 raise RequestError(
                     key, f"The operator of this engine does not let requests set {key}: leave it out."
@@ -117,8 +124,11 @@ def request_args(
         "dare_group": group,
         "dare_user": user,
         "dare_item": item,
-        "dare_history": None if history is None else list(history),
-        "dare_attributes": None if attributes is None else _flat(attributes),
+        # The server takes neither tuples nor dictionaries.
+        "dare_history": list(history)
+        if isinstance(history, Sequence | Set) and not _is_text(history)
+        else history,
+        "dare_attributes": _flat(attributes) if isinstance(attributes, Mapping) else attributes,
         "dare_verification": verification,
         "dare_preset": preset,
         **{f"{PREFIX}{name}": value for name, value in bounds.items()},
@@ -128,19 +138,53 @@ def request_args(
     return given
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
+
+
+def _own_keys(extra_args: Any) -> dict[str, Any]:
+    """The `dare_*` keys of a request; there may be none."""
+    if extra_args is None:
+        return {}
+    if not isinstance(extra_args, Mapping):
+        raise RequestError("extra_args", f"extra_args must be a dictionary, not {shown(extra_args)}.")
+    return {
+        key: value for key, value in extra_args.items() if isinstance(key, str) and key.startswith(PREFIX)
+    }
+
+
 def _identifier(key: str, value: Any) -> str | None:
+    text = _as_id(value)
+    if text is None and value is not None:
+        raise RequestError(key, f"{key} must be {_AN_ID}, not {shown(value)}.")
+    return text
+
+
+def _as_id(value: Any) -> str | None:
+    """An id, a name or the like as text; None if it is none.
+
+    What requests say becomes names in the pool's files, which are UTF-8.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise RequestError(key, f"{key} must be a non-empty string or an integer, not {value!r}.")
+        return str(value) if -(2**63) <= value < 2**63 else None
+    usable = isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and _is_unicode(value)
+    return value if usable else None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no half of a surrogate pair in it, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _history(key: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or len(value) > _MAX_VALUES:
-        raise RequestError(key, f"{key} must be a list of at most {_MAX_VALUES} ids, not {_shown(value)}.")
+        raise RequestError(key, f"{key} must be a list of at most {_MAX_VALUES} ids, not {shown(value)}.")
     return tuple(_part(key, "an id", part) for part in value)
 
 
@@ -154,12 +198,18 @@ def _attributes(key: str, value: Any) -> tuple[tuple[str, str], ...]:
         raise RequestError(
             key,
             f"{key} must be a dictionary, or a list of 'name=value', of at most {_MAX_VALUES} values, not "
-            f"{_shown(value)}.",
+            f"{shown(value)}.",
         )
-    pairs = tuple(part.partition("=") if isinstance(part, str) else ("", "", "") for part in value)
+    pairs = tuple(
+        part.partition("=") if isinstance(part, str) and _as_id(part) else ("", "", "") for part in value
+    )
     for part, (name, _, text) in zip(value, pairs, strict=True):
         if not name or not text:
-            raise RequestError(key, f"{key} holds {_shown(part)}, which is not of the form 'name=value'.")
+            raise RequestError(
+                key,
+                f"{key} holds {shown(part)}, which is not of the form 'name=value' (of at most "
+                f"{_MAX_CHARACTERS} characters).",
+            )
     return tuple((name, text) for name, _, text in pairs)
 
 
@@ -169,22 +219,18 @@ def _flat(attributes: Mapping[str, Any]) -> list[str]:
     flat = []
     for name, values in attributes.items():
         if not isinstance(name, str) or not name or "=" in name:
-            raise RequestError(key, f"{key} has the name {name!r}; a name is a text without '='.")
+            raise RequestError(key, f"{key} has the name {shown(name)}; a name is a text without '='.")
         for value in values if isinstance(values, list | tuple) else [values]:
             if value is not None:
-                flat.append(f"{name}={_part(key, f'{name!r}', value)}")
+                flat.append(f"{name}={_part(key, shown(name), value)}")
     return flat
 
 
 def _part(key: str, what: str, value: Any) -> str:
-    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-        return str(value)
-    raise RequestError(key, f"{key}: {what} must be a non-empty string or an integer, not {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    text = _as_id(value)
+    if text is None:
+        raise RequestError(key, f"{key}: {what} must be {_AN_ID}, not {shown(value)}.")
+    return text
 
 
 def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfig:
@@ -196,7 +242,7 @@ def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfi
     if not config.allow_override:
         key = next(iter(given))
         raise RequestError(key, f"The operator of this engine does not let requests set {key}: leave it out.")
-    fields = {_RULE_KEYS[key]: _as_field(value) for key, value in given.items()}
+    fields = {_RULE_KEYS[key]: _as_field(key, value) for key, value in given.items()}
     base = {} if "preset" in fields else config.verification.model_dump()
     try:
         rule = VerificationConfig.model_validate({**base, **fields}, strict=True)
@@ -206,15 +252,25 @@ def _override(config: DareConfig, given: Mapping[str, Any]) -> VerificationConfi
     return _within_limits(config, rule, given)
 
 
-def _as_field(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _as_field(key: str, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) > _MAX_GUARDED:
+        raise RequestError(key, f"{key} must be a list of at most {_MAX_GUARDED} entries, not {len(value)}.")
+    for entry in value:
+        if isinstance(entry, str) and entry and _as_id(entry) is None:
+            raise RequestError(
+                key,
+                f"{key} holds {shown(entry)}, which is not Unicode of at most {_MAX_CHARACTERS} characters.",
+            )
+    return tuple(value)
 
 
 def _bad_value(error: ValidationError) -> RequestError:
     first = error.errors()[0]
     key = next(key for key, field in _RULE_KEYS.items() if field == first["loc"][0])
     message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-    return RequestError(key, f"Bad value {first['input']!r} for {key}: {message}.")
+    return RequestError(key, f"Bad value {shown(first['input'])} for {key}: {message}.")
 
 
 def _check_is_relaxed(rule: VerificationConfig, given: Mapping[str, Any]) -> None:

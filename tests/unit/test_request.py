@@ -1,9 +1,13 @@
+from typing import Any
+
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
-from vllm_dare.request import RequestOptions, request_args
+from vllm_dare.request import KNOWN_KEYS, RequestOptions, request_args
+from vllm_dare.routing.query import Query
 from vllm_dare.verification.rule import VerificationConfig
 
 RELAXED = DareConfig.model_validate({"verification": {"mode": "relaxed", "min_prob": 0.2}})
@@ -119,6 +123,61 @@ def test_bad_keys_and_values_name_the_key(extra_args: dict[str, object], key: st
     assert caught.value.key in extra_args
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+ODD = [
+    "x" * 10**7, "\ud800", 10**5000, 2**63, ["x" * 10**7], ["\ud800"], [10**5000], [2**63], nested(10**5),
+    [Unshowable()], {"x" * 10**7: 1}, [["x"] * 10**5], list(range(10**5)), float("nan"), b"x" * 10**6,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("key", [*KNOWN_KEYS, "dare_\ud800" * 10**5], ids=lambda key: ascii(key)[:40])
+def test_no_value_is_too_large_or_odd_to_be_refused_in_a_short_sentence(key: str, value: object) -> None:
+    if (key, value) == ("dare_min_entropy", 2**63):
+        pytest.skip("an entropy that no text has is a bound all the same")
+    with pytest.raises(RequestError) as caught:
+        RequestOptions.parse({key: value}, RELAXED)
+    assert len(str(caught.value)) < 600
+    assert len(caught.value.key) < 80
+    (str(caught.value) + caught.value.key).encode()
+
+
+@pytest.mark.parametrize("extra_args", ["dare_group", [("dare_group", "a")], 3, np.array([1, 2])], ids=str)
+def test_what_is_no_dictionary_is_refused(extra_args: Any) -> None:
+    with pytest.raises(RequestError, match="extra_args must be a dictionary") as caught:
+        RequestOptions.parse(extra_args, DareConfig())
+    assert caught.value.key == "extra_args"
+
+
+def test_keys_that_are_no_text_are_none_of_ours() -> None:
+    extra_args: dict[Any, Any] = {3: 1, None: 1, b"dare_group": "a"}
+    assert RequestOptions.parse(extra_args, DareConfig()).query == Query()
+
+
+@pytest.mark.parametrize("value", ["x" * 1000, 2**63 - 1, -(2**63)])
+def test_the_longest_ids_are_taken(value: str | int) -> None:
+    args = request_args(user=value, history=[value], attributes={"a": 2**62})
+    assert RequestOptions.parse(args, DareConfig()).query.user == str(value)
+
+
+def test_a_text_is_no_history() -> None:
+    with pytest.raises(RequestError, match="dare_history must be a list"):
+        request_args(history="u1")
+    with pytest.raises(RequestError, match="dare_attributes must be a dictionary"):
+        request_args(attributes=3)  # type: ignore[arg-type]
 
 
 def test_a_preset_takes_the_place_of_the_operators_rule() -> None:

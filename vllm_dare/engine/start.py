@@ -174,13 +174,13 @@ def check_request(vllm_config: Any, params: Any) -> None:
         VLLMValidationError: names the key; vLLM's server answers HTTP 400.
     """
     extra_args = getattr(params, "extra_args", None)
-    if extra_args and uses_dare(vllm_config):
+    if extra_args is not None and uses_dare(vllm_config):
         _check_keys(extra_args, DareConfig.from_additional_config(vllm_config.additional_config))
 
 
 def check_http_request(extra_args: dict[str, Any] | None) -> None:
     """As `check_request`, while vLLM's server still reads the request; a server has one engine."""
-    if extra_args and _server_config is not None:
+    if extra_args is not None and _server_config is not None:
         _check_keys(extra_args, _server_config)
 
 

@@ -11,13 +11,20 @@ from typing import Literal
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.tensor_file import SUFFIX, content_hash, open_tensor_file, write_tensor_file
+from vllm_dare.pool.tensor_file import (
+    SUFFIX,
+    content_hash,
+    group_names,
+    open_tensor_file,
+    write_tensor_file,
+)
 
 ASSIGNMENTS_FORMAT_VERSION = 1
 ASSIGNMENTS_PREFIX = "assignments-"
 _KIND = "assignments"
 _BATCH = 2**16
 _NEAR = 128  # places either side of a good guess
+_NO_GROUP = "it names a group that does not exist"
 _LAYOUT = {"hashes": "U64", "group_indices": "I32"}
 
 EntityKind = Literal["user", "item"]
@@ -51,7 +58,7 @@ class Assignments:
             PoolError: the file is missing, damaged, not such a table, or of a newer format.
         """
         file = open_tensor_file(path, kind=_KIND, version=ASSIGNMENTS_FORMAT_VERSION, layout=_LAYOUT)
-        names = _group_names(file.metadata.get("groups", ""))
+        names = group_names(file.metadata)
         hashes, indices = file.tensors["hashes"], file.tensors["group_indices"]
         if names is None or len(hashes) != len(indices):
             raise _damaged(path, "its header is not consistent")
@@ -61,10 +68,16 @@ class Assignments:
         return len(self._hashes)
 
     def items(self) -> Iterator[tuple[int, str]]:
-        """Every (hash of an id, group name), in ascending order of the hash."""
+        """Every (hash of an id, group name), in ascending order of the hash.
+
+        Raises:
+            PoolError: the table names a group that does not exist.
+        """
         for start in range(0, len(self), _BATCH):  # as Python numbers, all would take gigabytes
             batch = slice(start, start + _BATCH)
             for key, index in zip(self._hashes[batch].tolist(), self._indices[batch].tolist(), strict=True):
+                if not 0 <= index < len(self.group_names):
+                    raise _damaged(self.path, _NO_GROUP)
                 yield key, self.group_names[index]
 
     def group_of(self, kind: EntityKind, entity_id: str | int) -> str | None:
@@ -101,7 +114,7 @@ class Assignments:
         if (self._hashes[:-1] >= self._hashes[1:]).any():
             raise _damaged(self.path, "its ids are not sorted")
         if len(self) and not (self._indices.min() >= 0 and self._indices.max() < len(self.group_names)):
-            raise _damaged(self.path, "it names a group that does not exist")
+            raise _damaged(self.path, _NO_GROUP)
 
 
 def entity_hash(kind: EntityKind | Literal["document"], entity_id: str | int) -> int:
@@ -189,15 +202,6 @@ def _place(keys: Sequence[int], key: int) -> int:
     high = guess + _NEAR if guess + _NEAR < size else size
     place = bisect_left(keys, key, low, high)
     return place if low < place < high else bisect_left(keys, key)
-
-
-def _group_names(encoded: str) -> list[str] | None:
-    try:
-        names = json.loads(encoded)
-    except (ValueError, RecursionError):
-        return None
-    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if valid else None
 
 
 def _damaged(path: Path, fault: str) -> PoolError:

@@ -48,7 +48,7 @@ def _open(path: Path) -> int | None:
         return None
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # it may be mounted for reading alone
         try:
-            return os.open(path, flags | os.O_CLOEXEC, 0o666)
+            return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError:
             continue
     return None

@@ -1,10 +1,13 @@
 """Writing files so that a reader, or a crash, never meets half of one."""
 
+import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,7 +56,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file, or a link to one, for reading; a pipe or a device would be waited for.
+
+    Raises:
+        OSError: it is something else, is missing, or cannot be read.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex digits."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

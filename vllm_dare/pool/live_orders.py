@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.byte_lock import ByteLock, is_byte_locked
-from vllm_dare.pool.files import replace_text
+from vllm_dare.pool.files import open_file, replace_text
+from vllm_dare.pool.json_reader import parse_json
 
 ORDERS_NAME = "orders.json"
 _FOLLOWERS_NAME = "followers"
 # An engine looks every second. One that has missed more forgets all that is in its memory.
 _KEPT_ORDERS = 1000
+_MOST_VALUES = 100 * _KEPT_ORDERS
 
 _Count = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -155,12 +157,13 @@ def has_followers(directory: Path) -> bool:
 def _read(directory: Path) -> list[Order]:
     path = directory / ORDERS_NAME
     try:
-        return _Orders.model_validate_json(path.read_bytes()).orders
+        with open_file(path) as file:
+            return _Orders.model_validate(parse_json(file.read(), _MOST_VALUES)).orders
     except FileNotFoundError:
         return []
     except OSError as error:
         raise PoolError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
-    except ValidationError:
+    except ValueError:
         raise PoolError(f"{path} is damaged; remove it once no engine learns into this pool.") from None
 
 

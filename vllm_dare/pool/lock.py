@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.byte_lock import ByteLock, is_byte_locked
+from vllm_dare.pool.files import open_file
 from vllm_dare.pool.manifest import MANIFEST_NAME, SEGMENTS_DIRECTORY
 
 READERS_NAME = "readers"
@@ -38,7 +39,8 @@ class ReadLock:
 def version_of(directory: Path) -> int:
     """A number that stands for the manifest as it is now; 0 if it cannot be read."""
     try:
-        content = (directory / MANIFEST_NAME).read_bytes()
+        with open_file(directory / MANIFEST_NAME) as file:
+            content = file.read()
     except OSError:
         return 0
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") % _MOST_VERSIONS
@@ -55,9 +57,15 @@ def changing(directory: Path) -> Iterator[None]:
     """Keep other processes from changing the pool until the block ends; readers go on reading.
 
     Raises:
-        PoolError: another one is at it.
+        PoolError: another one is at it, or the pool has no directory of segments.
     """
-    descriptor = os.open(directory / SEGMENTS_DIRECTORY, os.O_RDONLY)
+    segments = directory / SEGMENTS_DIRECTORY
+    try:
+        descriptor = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PoolError(
+            f"Cannot open the directory {segments} ({error.strerror}); copy the pool again in full."
+        ) from None
     try:
         if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise PoolError(

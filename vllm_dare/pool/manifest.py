@@ -1,30 +1,48 @@
 """``manifest.json``: which segments a pool has, and which group each belongs to."""
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import sync_directory, temporary_file
+from vllm_dare.pool.files import open_file, sync_directory, temporary_file
+from vllm_dare.pool.json_reader import parse_json
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance, Segment
 from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.shown import shown_name
 
 MANIFEST_NAME = "manifest.json"
 SEGMENTS_DIRECTORY = "segments"
 MANIFEST_FORMAT_VERSION: Literal[1] = 1
 
-Count = Annotated[int, Field(ge=0)]
+# A segment's facts and its name, in a list of its own, have about twenty bytes a value.
+_LEAST_BYTES_A_VALUE = 16
+_FEW_VALUES = 1000
+_FEW_ERRORS = 100
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 # Names become paths: these patterns keep them inside the pool directory.
 SegmentName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 AssignmentsName = Annotated[str, Field(pattern=r"^assignments-[0-9a-f]{32}\.safetensors$")]
 RouterName = Annotated[str, Field(pattern=r"^router-[0-9a-f]{32}\.safetensors$")]
+# Of a list of a million wrong names, one error is enough.
+SegmentNames = Annotated[list[SegmentName], FailFast()]
+RouterNames = Annotated[list[RouterName], FailFast()]
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -68,14 +86,14 @@ class Manifest(BaseModel):
 
     format_version: Literal[1] = MANIFEST_FORMAT_VERSION
     tokenizer: TokenizerInfo
-    groups: dict[str, list[SegmentName]]
-    global_segments: list[SegmentName]
+    groups: dict[str, SegmentNames]
+    global_segments: SegmentNames
     segments: dict[SegmentName, SegmentInfo]
     assignments: AssignmentsName | None = None
-    routers: list[RouterName] = Field(default_factory=list)
+    routers: RouterNames = Field(default_factory=list)
     blend: str | None = None
     pivots: str | None = None
-    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
@@ -136,13 +154,20 @@ def read_manifest(directory: Path) -> Manifest:
     check_is_pool(directory)
     path = directory / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise PoolError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
     try:
-        return Manifest.model_validate_json(content)
+        found = parse_json(content, len(content) // _LEAST_BYTES_A_VALUE + _FEW_VALUES)
+    except ValueError as error:
+        raise PoolError(
+            f"The pool manifest {path} is damaged (content: {error}); rebuild the pool."
+        ) from None
+    try:
+        return Manifest.model_validate(found)
     except ValidationError as error:
-        raise PoolError(_refusal(path, content, error)) from None
+        raise PoolError(_refusal(path, found, error)) from None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -153,17 +178,16 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     sync_directory(directory)
 
 
-def _refusal(path: Path, content: bytes, error: ValidationError) -> str:
-    version = _format_version(content)
+def _refusal(path: Path, found: Any, error: ValidationError) -> str:
+    version = found.get("format_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > MANIFEST_FORMAT_VERSION:
         return f"The pool manifest {path} was written by a newer vllm-dare; upgrade vllm-dare to read it."
+    return f"The pool manifest {path} is damaged ({_what_is_wrong(error)}); rebuild the pool."
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    if error.error_count() > _FEW_ERRORS:  # a description of each would take a kilobyte
+        return f"{error.error_count()} errors"
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "content"
-    return f"The pool manifest {path} is damaged ({where}: {first['msg']}); rebuild the pool."
-
-
-def _format_version(content: bytes) -> Any:
-    try:
-        return json.loads(content)["format_version"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return None
+    where = shown_name(".".join(map(str, first["loc"]))) or "content"
+    return f"{where}: {first['msg']}"

@@ -12,6 +12,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.suffix_array import MAX_LENGTH, SEPARATOR, SuffixIndex, build_suffix_index, find_fault
 from vllm_dare.pool.tensor_file import TensorFile, content_hash, open_tensor_file, write_tensor_file
 from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
+from vllm_dare.shown import shown_name
 
 SEGMENT_FORMAT_VERSION = 2
 _KIND = "segment"
@@ -104,7 +105,7 @@ class Segment:
         try:
             segment = cls(path, SegmentHeader.model_validate(metadata), file)
         except ValidationError as error:
-            field = ".".join(map(str, error.errors()[0]["loc"]))
+            field = shown_name(".".join(map(str, error.errors()[0]["loc"])))
             raise _damaged(path, f"its header has a bad {field}") from None
         segment._check_lengths()
         return segment

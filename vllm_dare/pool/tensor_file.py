@@ -8,6 +8,7 @@ give the same content different hashes. The library reads these files all the sa
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import sha256, temporary_file
+from vllm_dare.pool.files import open_file, sha256, temporary_file
+from vllm_dare.pool.json_reader import parse_json
 from vllm_dare.pool.mapping import map_file
 
 SUFFIX = ".safetensors"
 NAME_LENGTH = 32
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+_MAX_HEADER_VALUES = 1000
+# A list of strings, whose inside is left to the parser.
+_NAMES = re.compile(r'\s*\[\s*(?:"(?:[^"\\]++|\\.)*+"\s*+(?:,\s*+(?=")|(?=\])))*+\]\s*', re.DOTALL)
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8")}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -43,8 +48,15 @@ class TensorFile:
 
 
 def content_hash(path: Path) -> str:
-    """The first 32 hex digits of the SHA-256 of a file's content, which are its name."""
-    return sha256(path)[:NAME_LENGTH]
+    """The first 32 hex digits of the SHA-256 of a file's content, which are its name.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    try:
+        return sha256(path)[:NAME_LENGTH]
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def write_tensor_file(
@@ -82,24 +94,41 @@ def open_tensor_file(path: Path, *, kind: str, version: int, layout: Mapping[str
         PoolError: the file is missing, unreadable, damaged, of another kind or of another format.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             header, data_start = _read_header(file, num_bytes)
             metadata = _metadata(header)
             _check_format(path, metadata, kind, version)
             spans = _spans(header, layout, data_start, num_bytes)
             data = map_file(file.fileno(), num_bytes)
-    except FileNotFoundError:
-        raise PoolError(f"The file {path} is missing; rebuild the pool, or copy it again in full.") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise PoolError(f"Cannot read {path} ({reason}); check the file's permissions and disk.") from None
+        raise _unreadable(path, error) from None
     except _DamagedError as error:
         raise PoolError(
             f"The file {path} is damaged ({error}); rebuild the pool, or copy it again."
         ) from None
     tensors = {name: data[begin:end].view(_DTYPES[layout[name]]) for name, (begin, end) in spans.items()}
     return TensorFile(metadata, tensors, num_bytes)
+
+
+def group_names(metadata: Mapping[str, str]) -> list[str] | None:
+    """The names, JSON in ``metadata["groups"]``; None if there are none or they are damaged."""
+    encoded = metadata.get("groups", "")
+    if not _NAMES.fullmatch(encoded):  # any other list may take twenty times its size in memory
+        return None
+    try:
+        names: list[str] = parse_json(encoded, most_values=len(encoded))
+    except ValueError:
+        return None
+    return names
+
+
+def _unreadable(path: Path, error: OSError) -> PoolError:
+    if isinstance(error, FileNotFoundError):
+        return PoolError(f"The file {path} is missing; rebuild the pool, or copy it again in full.")
+    return PoolError(
+        f"Cannot read {path} ({error.strerror or error}); check the file's permissions and disk."
+    )
 
 
 class _DamagedError(Exception):
@@ -125,8 +154,8 @@ def _read_header(file: BinaryIO, num_bytes: int) -> tuple[dict[str, Any], int]:
     if num_bytes < _LENGTH_BYTES or length > min(num_bytes - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise _DamagedError("its header is longer than the file")
     try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
+        header = parse_json(file.read(length), _MAX_HEADER_VALUES)
+    except ValueError:
         raise _DamagedError("its header is not valid JSON") from None
     if not isinstance(header, dict):
         raise _DamagedError("its header is not a JSON object")

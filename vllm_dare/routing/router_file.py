@@ -13,7 +13,13 @@ import numpy.typing as npt
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import entity_hash
-from vllm_dare.pool.tensor_file import SUFFIX, content_hash, open_tensor_file, write_tensor_file
+from vllm_dare.pool.tensor_file import (
+    SUFFIX,
+    content_hash,
+    group_names,
+    open_tensor_file,
+    write_tensor_file,
+)
 
 ROUTER_FORMAT_VERSION = 1
 ROUTER_PREFIX = "router-"
@@ -79,9 +85,9 @@ class RouterFile:
         """
         file = open_tensor_file(path, kind=_KIND, version=ROUTER_FORMAT_VERSION, layout=_LAYOUT)
         metadata, tensors = file.metadata, file.tensors
-        kind, groups = metadata.get("route"), _group_names(metadata.get("groups", ""))
+        kind, groups = metadata.get("route"), group_names(metadata)
         dimension = metadata.get("dimension", "")
-        if kind not in ("users", "items") or groups is None or not _is_count(dimension):
+        if kind not in ("users", "items") or not groups or "" in groups or not _is_count(dimension):
             raise _damaged(path, "its header is not consistent")
         lengths = {name: len(array) for name, array in tensors.items()}
         if lengths != _lengths(kind, len(groups), int(dimension), lengths):
@@ -291,15 +297,6 @@ def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise PoolError(f"The router's {name} have the shape {np.shape(array)}, but {shape} is needed.")
     if not np.isfinite(array).all():
         raise PoolError(f"The router's {name} hold a number that is not finite; mend what they come from.")
-
-
-def _group_names(encoded: str) -> list[str] | None:
-    try:
-        names = json.loads(encoded)
-    except (ValueError, RecursionError):
-        return None
-    valid = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
-    return names if valid else None
 
 
 def _is_count(text: str) -> bool:

@@ -19,6 +19,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 DEFAULT_PRESET = "content"
+# Rules reach the kernels as numbers of a fixed size.
+_LARGEST = 2**31 - 1
 
 
 class VerificationConfig(BaseModel):
@@ -57,14 +59,14 @@ class VerificationConfig(BaseModel):
 
     mode: Literal["strict", "relaxed"] = "strict"
     preset: str = DEFAULT_PRESET
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=_LARGEST)
     min_prob: float = Field(default=0.0, ge=0, lt=1)
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     min_entropy: float = Field(default=0.0, ge=0)
-    window: int = Field(default=0, ge=0)
-    max_relaxed: int | None = Field(default=None, ge=0)
+    window: int = Field(default=0, ge=0, le=_LARGEST)
+    max_relaxed: int | None = Field(default=None, ge=0, le=_LARGEST)
     max_relaxed_per_100: int | None = Field(default=None, ge=0, le=100)
-    max_relaxed_in_row: int | None = Field(default=None, ge=0)
+    max_relaxed_in_row: int | None = Field(default=None, ge=0, le=_LARGEST)
     guard_stop_tokens: bool = True
     never_relax: tuple[int | str, ...] = ()
     protect: tuple[Protected, ...] = ()
@@ -92,8 +94,8 @@ class VerificationConfig(BaseModel):
     @field_validator("never_relax")
     @classmethod
     def _usable(cls, entries: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        if any(entry == "" or (isinstance(entry, int) and entry < 0) for entry in entries):
-            raise ValueError("its entries must be token ids from 0 or non-empty strings")
+        if any(entry == "" or (isinstance(entry, int) and not 0 <= entry <= _LARGEST) for entry in entries):
+            raise ValueError(f"its entries must be token ids from 0 to {_LARGEST} or non-empty strings")
         return entries
 
     @property
@@ -117,12 +119,12 @@ class RuleLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     presets: tuple[str, ...] | None = None
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=_LARGEST)
     min_prob: float | None = Field(default=None, ge=0, lt=1)
     min_ratio: float | None = Field(default=None, ge=0, le=1)
-    max_relaxed: int | None = Field(default=None, ge=0)
+    max_relaxed: int | None = Field(default=None, ge=0, le=_LARGEST)
     max_relaxed_per_100: int | None = Field(default=None, ge=0, le=100)
-    max_relaxed_in_row: int | None = Field(default=None, ge=0)
+    max_relaxed_in_row: int | None = Field(default=None, ge=0, le=_LARGEST)
 
     @field_validator("presets")
     @classmethod

@@ -10,6 +10,7 @@ from vllm_dare.verification.rule import VerificationConfig
 
 _JSON_MARKS = frozenset('{}[]":,')
 _QUOTATION_MARKS = '"“”„«»'
+_MOST_LISTS = 64  # of `never_relax` that are remembered; requests make up their own
 
 
 class TokenGuards:
@@ -55,9 +56,13 @@ class TokenGuards:
         """Make `kinds` known if the rule needs them; returns the token ids that its ``never_relax`` means."""
         if rule.protect and not len(self.kinds):
             self.kinds = self._kinds_of_all()
-        if rule.never_relax not in self._ids:
-            self._ids[rule.never_relax] = self._tokens_of(rule.never_relax)
-        return self._ids[rule.never_relax]
+        tokens = self._ids.pop(rule.never_relax, None)
+        if tokens is None:
+            tokens = self._tokens_of(rule.never_relax)
+            if len(self._ids) >= _MOST_LISTS:
+                del self._ids[next(iter(self._ids))]
+        self._ids[rule.never_relax] = tokens  # the most recently used come last
+        return tokens
 
     def applicable(self, rule: VerificationConfig) -> VerificationConfig:
         """The rule, or, where it asks for wording only and nobody knows what is wording, a strict one."""

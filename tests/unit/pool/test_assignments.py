@@ -100,6 +100,10 @@ def test_damage_is_found(tmp_path: Path) -> None:
         ([1, 2], [0], '["g"]', "not consistent"),
         ([1, 2], [0, 0], "[1]", "not consistent"),
         ([1, 2], [0, 0], "{", "not consistent"),
+        ([1, 2], [0, 0], '["g",]', "not consistent"),
+        ([1, 2], [0, 0], '["g" "h"]', "not consistent"),
+        ([1, 2], [0, 0], '["g", []]', "not consistent"),
+        ([1, 2], [0, 0], '["\\ud800"]', "not consistent"),
     ],
 )
 def test_a_table_that_is_made_up_is_refused(
@@ -110,6 +114,17 @@ def test_a_table_that_is_made_up_is_refused(
     path = write_tensor_file(tmp_path, arrays, metadata, prefix="assignments-")
     with pytest.raises(PoolError, match=reason):
         Assignments.open(path).verify()
+
+
+@pytest.mark.parametrize("place", [-1, 1])
+def test_the_entries_of_a_table_that_is_made_up_name_no_group_that_is_not_there(
+    tmp_path: Path, place: int
+) -> None:
+    arrays = {"hashes": np.array([1], np.uint64), "group_indices": np.array([place], np.int32)}
+    metadata = {"kind": "assignments", "format_version": "1", "groups": '["g"]'}
+    table = Assignments.open(write_tensor_file(tmp_path, arrays, metadata, prefix="assignments-"))
+    with pytest.raises(PoolError, match="group that does not exist"):
+        list(table.items())
 
 
 EXPECTED = [("user", "1", "users/a"), ("user", "x", "users/b")]

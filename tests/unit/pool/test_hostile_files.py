@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.assignments import Assignments
 from vllm_dare.pool.segment import Segment, write_segment
-from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.pool.tokenizer import MAX_VOCABULARY_SIZE, TokenizerInfo
+from vllm_dare.routing.router_file import RouterFile
 
 INFO = TokenizerInfo(name="any", fingerprint="0" * 16, vocab_size=100)
 Header = dict[str, Any]
@@ -217,6 +221,63 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, content: bytes) -> N
     header, data = split(content)
     header["__metadata__"]["format_version"] = "3"
     assert_refused_on_opening(tmp_path, join(header, data), "newer vllm-dare; upgrade")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"1,", b"[],", b"{},", b'"",', b'{"a":{}},'], ids=lambda raw: raw.decode().strip(",")
+)
+def test_a_header_of_very_many_values_is_refused_before_they_are_made(
+    tmp_path: Path, content: bytes, raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, data = split(content)
+    encoded = json.dumps({"more": "many", **header}).encode().replace(b'"many"', b"[" + raw * 10_000 + b"1]")
+    encoded += b" " * (-len(encoded) % 8)
+    monkeypatch.setattr("vllm_dare.pool.json_reader.from_json", lambda *_, **__: pytest.fail("it was parsed"))
+    assert_refused_on_opening(tmp_path, struct.pack("<Q", len(encoded)) + encoded + data, "not valid JSON")
+
+
+def test_a_vocabulary_that_is_made_up_takes_no_memory(tmp_path: Path, content: bytes) -> None:
+    header, data = split(content)
+    header["__metadata__"]["vocab_size"] = str(MAX_VOCABULARY_SIZE)
+    values = np.frombuffer(data, "<i4").copy()
+    for name in ("tokens", "heads"):
+        begin, end = (place // 4 for place in header[name]["data_offsets"])
+        array = values[begin:end]
+        array[array == array.max()] = MAX_VOCABULARY_SIZE - 1
+    segment = Segment.open(put(tmp_path, join(header, values.tobytes())))
+    tracemalloc.start()
+    segment.verify()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("open_file", [Segment.open, Assignments.open, RouterFile.open])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, open_file: Callable[[Path], object]) -> None:
+    path = tmp_path / "pipe.safetensors"
+    os.mkfifo(path)
+    with pytest.raises(PoolError, match="not a regular file"):
+        open_file(path)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to("/dev/zero")
+    with pytest.raises(PoolError, match="not a regular file"):
+        open_file(link)
+
+
+def test_a_link_to_a_segment_is_one(tmp_path: Path, content: bytes) -> None:
+    """As where a hub's cache keeps the files of a pool."""
+    path = put(tmp_path, content)
+    link = tmp_path / "links" / path.name
+    link.parent.mkdir()
+    link.symlink_to(path)
+    Segment.open(link).verify()
+
+
+def test_a_file_that_has_gone_since_it_was_mapped_is_named(tmp_path: Path, content: bytes) -> None:
+    segment = Segment.open(put(tmp_path, content))
+    segment.path.unlink()
+    with pytest.raises(PoolError, match="is missing"):
+        segment.verify_checksum()
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:

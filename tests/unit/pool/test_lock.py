@@ -1,5 +1,6 @@
 """Who reads which version, across processes too."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_dare.errors import PoolError
 from vllm_dare.pool.build import BuildReport
-from vllm_dare.pool.lock import READERS_NAME, has_older_readers, version_of
+from vllm_dare.pool.lock import READERS_NAME, changing, has_older_readers, version_of
 from vllm_dare.pool.pool import RetrievalPool
 
 MakePool = Callable[..., tuple[Path, BuildReport]]
@@ -78,6 +80,16 @@ def test_without_the_file_it_is_made_and_without_leave_nothing_is_locked(make_po
     with RetrievalPool.open(pool) as reader:
         assert reader.group_segments("users/1")
         assert not has_older_readers(pool)
+
+
+def test_a_pool_without_segments_directory_cannot_be_changed(tmp_path: Path) -> None:
+    for make in (Path.touch, os.mkfifo, None):
+        segments = tmp_path / "segments"
+        segments.unlink(missing_ok=True)
+        if make is not None:
+            make(segments)
+        with pytest.raises(PoolError, match=r"Cannot open the directory .*segments"), changing(tmp_path):
+            pass
 
 
 def test_versions_differ_and_stay(make_pool: MakePool, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,54 @@ def test_a_corrupt_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
         pytest.param({"tokenizer": {"name": "x", "fingerprint": "no", "vocab_size": 1}}, id="fingerprint"),
         pytest.param({"format_version": 0}, id="version 0"),
         pytest.param({"surprise": 1}, id="unknown field"),
+        pytest.param({"groups": {"g": [NAME + "\n"]}}, id="a name and a line break"),
+        pytest.param({"groups": {"\ud800": [NAME]}}, id="half a surrogate pair"),
+        pytest.param({"created_at": "0001-01-01T00:00:00"}, id="a time without a zone"),
+        pytest.param(
+            {
+                "segments": {
+                    NAME: {"num_documents": 1, "num_tokens": 10**400, "num_bytes": 1, "provenance": "strict"}
+                }
+            },
+            id="more tokens than a float holds",
+        ),
+        pytest.param({"groups": {"g": [1] * 300}}, id="a list of other things"),
+        pytest.param({str(i): 1 for i in range(300)}, id="many unknown fields"),
+        pytest.param({"x" * 10**5 + "\n": 1}, id="a long name"),
     ],
 )
 def test_an_inconsistent_manifest_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     content = json.loads(make_manifest().model_dump_json()) | change
     (tmp_path / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(PoolError, match=r"is damaged"):
+    with pytest.raises(PoolError, match=r"is damaged") as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("values", ["1", "[]", "{}", '""', '{"a":1}'])
+@pytest.mark.parametrize("field", ["groups", "global_segments", "segments", "surprise"])
+def test_a_manifest_of_very_many_values_is_refused_before_they_are_made(
+    tmp_path: Path, field: str, values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two megabytes of these took a gigabyte, each value being an error that was described."""
+    content = json.loads(make_manifest().model_dump_json()) | {field: "many"}
+    many = f"[{','.join([values] * 50_000)}]"
+    (tmp_path / "manifest.json").write_text(json.dumps(content).replace('"many"', many))
+    monkeypatch.setattr("vllm_dare.pool.json_reader.from_json", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(PoolError, match="too many values"):
+        read_manifest(tmp_path)
+
+
+def test_a_group_may_be_called_anything(tmp_path: Path) -> None:
+    manifest = make_manifest().model_copy(update={"groups": {'[{,"\\' * 1000: [NAME], "": [NAME]}})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_a_pipe_is_no_manifest_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(PoolError, match="is not a pool directory"):
         read_manifest(tmp_path)
 
 

@@ -151,6 +151,8 @@ def test_the_made_up_file_is_a_router_as_long_as_nothing_is_changed(tmp_path: Pa
         ({"route": "films"}, "not consistent"),
         ({"groups": "[]"}, "not consistent"),
         ({"groups": "[1]"}, "not consistent"),
+        ({"groups": '[""]'}, "not consistent"),
+        ({"groups": '["\\ud800"]'}, "not consistent"),
         ({"groups": "{"}, "not consistent"),
         ({"groups": '["g", "h"]'}, "lengths of its arrays disagree"),
         ({"dimension": "0"}, "not consistent"),

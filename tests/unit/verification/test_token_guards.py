@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 pytest.importorskip("torch")
 
@@ -74,3 +75,28 @@ def test_an_open_quotation_is_followed_through_the_output() -> None:
     del written[3:]  # taken back, as after a failed step
     assert request.quoted(every.kinds) == 1
     assert RequestRule(VerificationConfig(mode="relaxed"), output=lambda: written).quoted(every.kinds) == 0
+
+
+def test_of_the_lists_that_requests_make_up_only_the_latest_are_remembered() -> None:
+    every = guards()
+    operators = VerificationConfig(never_relax=("Drama", 1))
+    for number in range(200):
+        assert every.prepare(VerificationConfig(never_relax=(number, 3))) == tuple(sorted({number, 3}))
+        assert every.prepare(operators) == (1, 7, 8, 9, 10)
+    assert len(every._ids) <= 64
+    assert operators.never_relax in every._ids
+
+
+@pytest.mark.parametrize("token", [2**31, 2**63, 2**64, 10**400, -1])
+def test_token_ids_that_kernels_cannot_hold_are_refused(token: int) -> None:
+    with pytest.raises(ValidationError, match="token ids from 0"):
+        VerificationConfig(never_relax=(token,))
+
+
+@pytest.mark.parametrize("field", ["top_k", "window", "max_relaxed", "max_relaxed_in_row"])
+def test_bounds_that_kernels_cannot_hold_are_refused(field: str) -> None:
+    largest = VerificationConfig.model_validate({"preset": "fast", field: 2**31 - 1})
+    assert np.isfinite(RequestRule(largest).row).sum() > 0
+    for value in (2**31, 10**400):
+        with pytest.raises(ValidationError, match="less than or equal"):
+            VerificationConfig.model_validate({"preset": "fast", field: value})
