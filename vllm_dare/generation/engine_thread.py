@@ -1,4 +1,4 @@
-"""An engine in a thread of its own that generates several partitions at a time, so that it never runs empty."""
+"""An engine in a thread of its own, which several callers feed, so that it never runs empty."""
 
 import threading
 from collections import deque
@@ -94,7 +94,7 @@ class EngineThread:
             stop_engine(llm)
 
     def _take(self, runner: "Runner") -> bool:
-        """Take what is asked for, waiting for it if there is nothing else to do; False if no more will come."""
+        """Take what is asked for, and wait for it if there is nothing to do; False if no more will come."""
         while (is_idle := not self._waiting and not runner.is_busy) or not self._asked.empty():
             asked = self._asked.get()
             if asked is None:

@@ -33,7 +33,7 @@ _RUN, _SETTINGS = "run", "settings"
 
 
 class PartitionedOutput:
-    """An open, locked output directory. Use `PartitionedOutput.open` and, at the end, `finish` or `close`.
+    """An open, locked output directory. Use `PartitionedOutput.open` and, at the end, `close`.
 
     Attributes:
         run: the number of this run.
@@ -88,10 +88,15 @@ class PartitionedOutput:
             raise
         return output
 
-    def finish(self) -> None:
+    def mark_complete(self) -> None:
         """Say that every row is there."""
-        replace_text(self.directory / _SUCCESS, "")
-        self.close()
+        if not self.was_complete:
+            replace_text(self.directory / _SUCCESS, "")
+
+    def mark_incomplete(self) -> None:
+        """Take that back, for rows that have been added."""
+        (self.directory / _SUCCESS).unlink(missing_ok=True)
+        self.was_complete = False
 
     def close(self) -> None:
         """Unlock the directory; a later run goes on with it."""
@@ -163,8 +168,8 @@ def write_part(directory: Path, run: int, number: int, rows: Iterable[Mapping[st
         sync_directory(directory)
     except OSError as error:
         raise DareError(
-            f"{part} cannot be written: {error.strerror}; finished parts are kept, mend that and run the same "
-            "command again to go on."
+            f"{part} cannot be written: {error.strerror}; finished parts are kept, mend that and run the "
+            "same command again to go on."
         ) from None
 
 
@@ -186,6 +191,11 @@ def rows_so_far(directory: Path) -> Iterator[dict[str, Any]]:
     """
     for part in parts(directory):
         yield from _rows(part)
+
+
+def is_partitioned_output(directory: Path) -> bool:
+    """Whether a run has begun to write a directory."""
+    return (directory / _RECORD).exists()
 
 
 def recorded_prompts(directory: Path) -> Any:

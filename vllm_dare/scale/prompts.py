@@ -1,4 +1,4 @@
-"""Prompt files as a Ray dataset: read where there is room, arranged into partitions in the cluster's memory."""
+"""Prompt files as a Ray dataset: read where there is room, arranged in partitions in Ray's memory."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,9 +122,7 @@ def _schema() -> "pa.Schema":
     return pa.schema([("position", pa.int64()), ("digest", pa.binary()), *texts])
 
 
-def _read(
-    files: "pa.Table", root: str, limit: int | None, engine: EngineSettings
-) -> "Iterator[pa.Table]":
+def _read(files: "pa.Table", root: str, limit: int | None, engine: EngineSettings) -> "Iterator[pa.Table]":
     import pyarrow as pa
 
     for file in files.to_pylist():
@@ -134,11 +132,11 @@ def _read(
 
 
 def _described(start: int, path: Path, root: Path, engine: EngineSettings) -> Iterator[Mapping[str, Any]]:
-    """Each row with what is known of it; the last one may be a fault instead, so that the driver raises it."""
+    """Each row with what is known of it; the last may be a fault instead, for the driver to raise."""
     position = start - 1
     try:
         router = _router(engine)
-        for position, row in enumerate(read_prompt_file(path, root), start):  # noqa: B007
+        for position, row in enumerate(read_prompt_file(path, root), start):
             facts = {"id": json.dumps(row.id), "digest": digest(row), "group": _group(row, router)}
             yield {"position": position, "row": _encode_row(row), **facts}
     except DareError as error:
@@ -172,11 +170,12 @@ def _codes(groups: "pa.ChunkedArray") -> Rows:
     return codes
 
 
-def _number(rows: "pa.Table", plan: tuple[Rows, Rows, Rows]) -> "pa.Table":
+def _number(rows: "pa.Table", plan: Any) -> "pa.Table":
     """The rows that are in a partition, with its number and their place in it."""
     import pyarrow as pa
+    import ray
 
-    positions, numbers, places = plan
+    positions, numbers, places = ray.get(plan)
     asked = rows["position"].to_numpy()
     found = np.minimum(np.searchsorted(positions, asked), len(positions) - 1)
     wanted = (positions[found] == asked) & (numbers[found] != _NOWHERE)
