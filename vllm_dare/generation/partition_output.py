@@ -114,7 +114,7 @@ class PartitionedOutput:
         elif parts(self.directory):
             self._check(before, settings, prompts, retry_failed)
         self._record(settings, prompts)
-        _remove(self.directory, ".*.tmp")
+        _remove(self.directory, ".*.tmp", ".*.tries")
         if retry_failed:
             self._drop_failed()
         self.done = IdSet(row["id"] for row in self._count_failed())
@@ -166,11 +166,27 @@ def write_part(directory: Path, run: int, number: int, rows: Iterable[Mapping[st
             raise DareError(f"Another run has taken over {directory}; this one ends.")
         os.replace(file.name, part)
         sync_directory(directory)
+        _tries(directory, run, number).unlink(missing_ok=True)
     except OSError as error:
         raise DareError(
             f"{part} cannot be written: {error.strerror}; finished parts are kept, mend that and run the "
             "same command again to go on."
         ) from None
+
+
+def count_try(directory: Path, run: int, number: int) -> int:
+    """Note that a worker begins with a partition.
+
+    Returns:
+        How often that has been noted in this run.
+    """
+    with _tries(directory, run, number).open("ab") as file:
+        file.write(b".")
+        return file.tell()
+
+
+def _tries(directory: Path, run: int, number: int) -> Path:
+    return directory / f".part-{run:04}-{number:06}.tries"
 
 
 def part_path(directory: Path, run: int, number: int) -> Path:
