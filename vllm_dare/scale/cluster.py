@@ -8,6 +8,7 @@ from typing import Any
 from vllm_dare.errors import DareError
 from vllm_dare.extras import need
 
+_SHUFFLE_BLOCKS = 200
 _INSTALL = "'vllm-dare[ray]'"
 
 
@@ -52,6 +53,11 @@ def quiet_data() -> Any:
     for name in ("ray.data", "ray.data._internal.execution"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray.data
+
+
+def shuffle_blocks(num_keys: int) -> int:
+    """Into how many blocks rows are sorted by a key: Ray's own default, but for fewer keys as many as these."""
+    return min(num_keys, _SHUFFLE_BLOCKS)
 
 
 def user_error(error: BaseException) -> DareError | None:

@@ -17,7 +17,7 @@ from vllm_dare.generation.partitions import Rows
 from vllm_dare.generation.prompts import PromptRow, RowId, prompt_files, read_prompt_file
 from vllm_dare.generation.settings import EngineSettings
 from vllm_dare.request import ANY_ENGINE, RequestOptions
-from vllm_dare.scale.cluster import quiet_data
+from vllm_dare.scale.cluster import quiet_data, shuffle_blocks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,8 @@ class PromptRows:
         arranged = self._dataset.map_batches(
             _number, batch_format="pyarrow", fn_args=[ray.put((positions, numbers, places))]
         )
-        grouped = arranged.groupby("partition").map_groups(_collect, batch_format="pyarrow")
+        by_partition = arranged.groupby("partition", num_partitions=shuffle_blocks(len(partitions)))
+        grouped = by_partition.map_groups(_collect, batch_format="pyarrow")
         # In memory before any engine asks for the processors that this needs.
         return grouped.materialize().repartition(len(partitions)).materialize()
 
@@ -89,11 +90,12 @@ def read_rows(prompts: Path, limit: int | None, engine: EngineSettings) -> Promp
     """
     import pyarrow as pa
 
-    files = prompt_files(prompts)
-    items = [{"number": number, "path": str(path)} for number, path in enumerate(files)]
+    items = [
+        {"number": number, "path": str(path.absolute())} for number, path in enumerate(prompt_files(prompts))
+    ]
     data = quiet_data()
     dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read, batch_size=1, batch_format="pyarrow", fn_args=[str(prompts), limit, engine]
+        _read, batch_size=1, batch_format="pyarrow", fn_args=[str(prompts.absolute()), limit, engine]
     )
     dataset = dataset.materialize()
     columns = ["position", "id", "group", "digest", "fault"]
@@ -102,7 +104,7 @@ def read_rows(prompts: Path, limit: int | None, engine: EngineSettings) -> Promp
     index = index.sort_by("position").slice(0, limit)
     faults = index["fault"].drop_null()
     if len(faults):
-        raise DareError(faults[0].as_py())
+        raise DareError(faults[0].as_py().replace(str(prompts.absolute()), str(prompts), 1))
     return PromptRows(dataset, index)
 
 
