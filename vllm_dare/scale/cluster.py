@@ -56,7 +56,7 @@ def quiet_data() -> Any:
 
 
 def shuffle_blocks(num_keys: int) -> int:
-    """Into how many blocks rows are sorted by a key: Ray's own default, but for fewer keys as many as these."""
+    """Into how many blocks rows are sorted by a key: Ray's own default, or as many as there are keys."""
     return min(num_keys, _SHUFFLE_BLOCKS)
 
 
