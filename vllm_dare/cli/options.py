@@ -69,7 +69,7 @@ RayAddress = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="The cluster's head, such as auto or ray://host:10001.",
+        help="The cluster's head, such as host:6379.",
         show_default="RAY_ADDRESS, or this machine's",
         rich_help_panel=RAY,
     ),
