@@ -222,6 +222,7 @@ def _reports(partitions: Any, job: WorkerJob, resources: WorkerResources) -> Ite
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
     )
+    dataset.set_name("vllm-dare-generate")  # as the dashboard calls it
     try:
         for row in dataset.iter_rows():
             yield Report.decode(row["report"])
