@@ -9,6 +9,7 @@ the last report, and the ratio of each pair.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def _prompts(source: Path, target: Path, number: int) -> Path:
 
 @contextmanager
 def _cluster() -> Iterator[str]:
+    os.environ["RAY_worker_niceness"] = "0"  # as the plain arm has it
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

@@ -44,7 +44,11 @@ class RayCluster:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _CLUSTER],
+            env=os.environ | {"RAY_worker_niceness": "0"},  # or all else on this machine goes first
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         lines = iter(self._process.stdout.readline, "")
