@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -25,13 +25,12 @@ from vllm_dare.generation.partition_output import PartitionedOutput, recorded_pr
 from vllm_dare.generation.partitions import Rows, pack, partition_size
 from vllm_dare.generation.progress import run_progress
 from vllm_dare.generation.settings import EngineSettings, text_settings
-from vllm_dare.scale.cluster import connected, quiet_data, user_error
+from vllm_dare.scale.cluster import connected
 from vllm_dare.scale.prompts import PromptRows, read_rows
-from vllm_dare.scale.resources import WorkerResources, worker_resources
-from vllm_dare.scale.worker import EngineWorker, Report, WorkerJob
+from vllm_dare.scale.resources import worker_resources
+from vllm_dare.scale.worker import Report, WorkerJob, run_workers
 
 PARTITION_ROWS = 1000
-_PARTITIONS_AT_A_TIME = 2  # of a worker: while one runs out, the next one fills the engine
 _LEARNED_SECONDS = 5.0  # in which workers that have ended write down what they learned
 
 
@@ -93,79 +92,9 @@ def run_ray_job(job: Job, ray: RaySettings, console: Console) -> Outcome:
     stop = _Stop()
     with connected(ray.address), stop.listening():
         try:
-            return _run(job, ray, console, stop)
+            return _Run(job, ray, console, stop).outcome()
         except KeyboardInterrupt:
             raise StartInterruptedError(stop.signal or signal.SIGINT) from None
-
-
-def _run(job: Job, ray: RaySettings, console: Console, stop: _Stop) -> Outcome:
-    fingerprint = Fingerprint(recorded_prompts(job.output))
-    with console.status("Reading the prompts"):
-        rows = read_rows(job.prompts, job.limit, _everywhere(job.engine))
-        total = check_unique(rows.facts(), rows.facts(), str(job.prompts))
-    if not total:
-        raise DareError(f"The prompt file {job.prompts} has no rows.")
-    for fact in rows.facts():
-        fingerprint.add(fact.digest)
-    if job.retry_failed:
-        _check_same_ids(job, rows)
-    settings = text_settings(job.engine, job.sampling, job.token_ids)
-    output = PartitionedOutput.open(
-        job.output, settings, fingerprint, overwrite=job.overwrite, retry_failed=job.retry_failed
-    )
-    try:
-        outcome = _fill(job, ray, output, rows, console, stop)
-        if outcome.status != "interrupted":
-            _check_all_there(job, rows)
-            output.mark_complete()
-    finally:
-        output.close()
-    return outcome
-
-
-def _check_same_ids(job: Job, rows: PromptRows) -> None:
-    """Where prompts may have been mended, their fingerprint does not tell them from those of another job."""
-    ids = IdSet(fact.id for fact in rows.facts())
-    foreign = sum(row["id"] not in ids for row in rows_so_far(job.output))
-    if foreign:
-        raise DareError(
-            f"{job.output} has {foreign} rows that are not in {job.prompts}; give the prompts that it was "
-            "begun with, those of failed rows mended, or another --output."
-        )
-
-
-def _fill(
-    job: Job, ray: RaySettings, output: PartitionedOutput, rows: PromptRows, console: Console, stop: _Stop
-) -> Outcome:
-    total = len(rows)
-    todo = np.flatnonzero([fact.id not in output.done for fact in rows.facts()])
-    earlier = total - len(todo)
-    if output.retried:
-        console.print(f"Generating {output.retried} rows again that failed.", highlight=False)
-    if not len(todo):
-        return Outcome("untouched" if output.was_complete else "complete", total, earlier, output.failed)
-    if earlier:
-        console.print(f"Going on after {earlier} of {total} rows.", highlight=False)
-    output.mark_incomplete()
-    resources = worker_resources(ray.workers, ray.cpus, ray.gpus, job.engine)
-    size = partition_size(len(todo), resources.workers, ray.partition_rows)
-    partitions = [todo[members] for members in pack(rows.groups[todo], size)]
-    console.print(
-        f"Generating {len(todo)} rows in {len(partitions)} partitions on {resources}", highlight=False
-    )
-    known = learned_so_far(job.engine)
-    sum_of_all = _Total()
-    try:
-        _generate(job, resources, output, rows, partitions, console, sum_of_all, earlier)
-    except KeyboardInterrupt:
-        written = len(IdSet(row["id"] for row in rows_so_far(job.output))) - len(output.done)
-        figures = replace(sum_of_all.figures(), rows=written)
-        return Outcome("interrupted", total, earlier, output.failed, figures, signal=stop.signal)
-    figures = sum_of_all.figures()
-    if job.engine.learn:
-        time.sleep(_LEARNED_SECONDS)
-    learned = learned_since(known, job.engine, {})
-    return Outcome("complete", total, earlier, output.failed + figures.failed, figures, learned=learned)
 
 
 class _Total:
@@ -183,68 +112,105 @@ class _Total:
         return replace(self._sum, seconds=max(time.time() - self._up_at, 0.0))
 
 
-def _generate(
-    job: Job,
-    resources: WorkerResources,
-    output: PartitionedOutput,
-    rows: PromptRows,
-    partitions: list[Rows],
-    console: Console,
-    total: "_Total",
-    earlier: int,
-) -> None:
-    """Have the partitions written; ends with the run's first fault."""
-    worker_job = WorkerJob(
-        _everywhere(job.engine), job.sampling, job.output.absolute(), output.run, job.token_ids
-    )
-    with run_progress(console, len(rows), earlier) as progress:
-        for report in _reports(rows.partitions(partitions), worker_job, resources):
-            if report.fault is not None:
-                raise DareError(report.fault)
-            total.add(report)
-            for _ in range(report.figures.rows):
-                progress.advance(total)
+class _Run:
+    """The part of a job in which the cluster is there."""
 
+    def __init__(self, job: Job, ray: RaySettings, console: Console, stop: _Stop) -> None:
+        self._job, self._ray = job, ray
+        self._console, self._stop = console, stop
+        self._total = _Total()
 
-def _reports(partitions: Any, job: WorkerJob, resources: WorkerResources) -> Iterator[Report]:
-    compute = quiet_data().ActorPoolStrategy(
-        size=resources.workers,
-        max_tasks_in_flight_per_actor=_PARTITIONS_AT_A_TIME,
-        max_concurrent_calls_per_actor=_PARTITIONS_AT_A_TIME,
-        enable_true_multi_threading=True,
-    )
-    dataset = partitions.map_batches(
-        EngineWorker,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=compute,
-        fn_constructor_args=[job],
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-    )
-    dataset.set_name("vllm-dare-generate")  # as the dashboard calls it
-    try:
-        for row in dataset.iter_rows():
-            yield Report.decode(row["report"])
-    except Exception as error:  # Ray raises whatever its parts raise
-        if (ours := user_error(error)) is not None:
-            raise ours from None
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise DareError(
-            f"Ray gave up ({reason}); finished parts are kept, run the same command again to go on."
-        ) from error
-
-
-def _check_all_there(job: Job, rows: PromptRows) -> None:
-    """The last check: every row once."""
-    written = [row["id"] for row in rows_so_far(job.output)]
-    ids = IdSet(written)
-    missing = sum(fact.id not in ids for fact in rows.facts())
-    if missing or len(written) != len(rows):
-        raise DareError(
-            f"{job.output} lacks {missing} of {len(rows)} rows, and has {len(written)}: it was changed by "
-            "something else; run the same command again, or use --overwrite to write it anew."
+    def outcome(self) -> Outcome:
+        """Write every row that is not there yet."""
+        job = self._job
+        fingerprint = Fingerprint(recorded_prompts(job.output))
+        with self._console.status("Reading the prompts"):
+            rows = read_rows(job.prompts, job.limit, _everywhere(job.engine))
+            check_unique(rows.facts(), rows.facts(), str(job.prompts))
+        if not len(rows):
+            raise DareError(f"The prompt file {job.prompts} has no rows.")
+        for fact in rows.facts():
+            fingerprint.add(fact.digest)
+        if job.retry_failed:
+            self._check_same_ids(rows)
+        settings = text_settings(job.engine, job.sampling, job.token_ids)
+        output = PartitionedOutput.open(
+            job.output, settings, fingerprint, overwrite=job.overwrite, retry_failed=job.retry_failed
         )
+        try:
+            outcome = self._fill(output, rows)
+            if outcome.status != "interrupted":
+                self._check_all_there(rows)
+                output.mark_complete()
+        finally:
+            output.close()
+        return outcome
+
+    def _check_same_ids(self, rows: PromptRows) -> None:
+        """Where prompts may have been mended, their fingerprint does not tell them from another job's."""
+        ids = IdSet(fact.id for fact in rows.facts())
+        foreign = sum(row["id"] not in ids for row in rows_so_far(self._job.output))
+        if foreign:
+            raise DareError(
+                f"{self._job.output} has {foreign} rows that are not in {self._job.prompts}; give the "
+                "prompts that it was begun with, those of failed rows mended, or another --output."
+            )
+
+    def _fill(self, output: PartitionedOutput, rows: PromptRows) -> Outcome:
+        todo = np.flatnonzero([fact.id not in output.done for fact in rows.facts()])
+        total, earlier = len(rows), len(rows) - len(todo)
+        if output.retried:
+            self._say(f"Generating {output.retried} rows again that failed.")
+        if not len(todo):
+            status: Literal["untouched", "complete"] = "untouched" if output.was_complete else "complete"
+            return Outcome(status, total, earlier, output.failed)
+        if earlier:
+            self._say(f"Going on after {earlier} of {total} rows.")
+        output.mark_incomplete()
+        known = learned_so_far(self._job.engine)
+        try:
+            self._generate(output.run, rows, todo)
+        except KeyboardInterrupt:
+            written = sum(1 for _ in rows_so_far(self._job.output)) - len(output.done)
+            figures = replace(self._total.figures(), rows=written)
+            return Outcome("interrupted", total, earlier, output.failed, figures, signal=self._stop.signal)
+        if self._job.engine.learn:
+            time.sleep(_LEARNED_SECONDS)
+        learned = learned_since(known, self._job.engine, {})
+        figures = self._total.figures()
+        return Outcome("complete", total, earlier, output.failed + figures.failed, figures, learned=learned)
+
+    def _generate(self, run: int, rows: PromptRows, todo: Rows) -> None:
+        """Have the rows of these numbers written; ends with the first fault."""
+        job, ray = self._job, self._ray
+        resources = worker_resources(ray.workers, ray.cpus, ray.gpus, job.engine)
+        size = partition_size(len(todo), resources.workers, ray.partition_rows)
+        partitions = [todo[members] for members in pack(rows.groups[todo], size)]
+        self._say(f"Generating {len(todo)} rows in {len(partitions)} partitions on {resources}")
+        worker_job = WorkerJob(
+            _everywhere(job.engine), job.sampling, job.output.absolute(), run, job.token_ids
+        )
+        with run_progress(self._console, len(rows), len(rows) - len(todo)) as progress:
+            for report in run_workers(rows.partitions(partitions), worker_job, resources):
+                if report.fault is not None:
+                    raise DareError(report.fault)
+                self._total.add(report)
+                for _ in range(report.figures.rows):
+                    progress.advance(self._total)
+
+    def _check_all_there(self, rows: PromptRows) -> None:
+        """The last check: every row once."""
+        written = [row["id"] for row in rows_so_far(self._job.output)]
+        ids = IdSet(written)
+        missing = sum(fact.id not in ids for fact in rows.facts())
+        if missing or len(written) != len(rows):
+            raise DareError(
+                f"{self._job.output} lacks {missing} of {len(rows)} rows, and has {len(written)}: it was "
+                "changed by something else; run the same command again, or use --overwrite to write it anew."
+            )
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _everywhere(engine: EngineSettings) -> EngineSettings:

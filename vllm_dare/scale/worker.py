@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -16,12 +16,15 @@ from vllm_dare.generation.output import CompleteRows
 from vllm_dare.generation.partition_output import count_try, part_path, write_part
 from vllm_dare.generation.prompts import PromptRow
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
+from vllm_dare.scale.cluster import quiet_data, user_error
 from vllm_dare.scale.prompts import decode_row
+from vllm_dare.scale.resources import WorkerResources
 from vllm_dare.verification.meters import Meters
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_PARTITIONS_AT_A_TIME = 2  # of a worker: while one runs out, the next one fills the engine
 _ENGINE_STOPPED = 1  # an exit status: Ray starts the actor again, and gives it its partitions anew
 _MOST_TRIES = 10  # a row that kills its engine each time must not keep a cluster busy all night
 
@@ -126,3 +129,45 @@ class EngineWorker:
             so_far = self._engine.figures()
             news, self._told = so_far.counters - self._told, so_far.counters
         return Report(replace(Figures.of_rows(rows), counters=news), time.time() - so_far.seconds)
+
+
+def run_workers(partitions: Any, job: WorkerJob, resources: WorkerResources) -> Iterator[Report]:
+    """Have workers write partitions.
+
+    Args:
+        partitions: see `PromptRows.partitions`.
+        job: what they do.
+        resources: how many there are, and what each takes.
+
+    Returns:
+        A report for each partition, as they are finished.
+
+    Raises:
+        DareError: Ray gave up.
+    """
+    compute = quiet_data().ActorPoolStrategy(
+        size=resources.workers,
+        max_tasks_in_flight_per_actor=_PARTITIONS_AT_A_TIME,
+        max_concurrent_calls_per_actor=_PARTITIONS_AT_A_TIME,
+        enable_true_multi_threading=True,
+    )
+    dataset = partitions.map_batches(
+        EngineWorker,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=compute,
+        fn_constructor_args=[job],
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+    )
+    dataset.set_name("vllm-dare-generate")  # as the dashboard calls it
+    try:
+        for row in dataset.iter_rows():
+            yield Report.decode(row["report"])
+    except Exception as error:  # Ray raises whatever its parts raise
+        if (ours := user_error(error)) is not None:
+            raise ours from None
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise DareError(
+            f"Ray gave up ({reason}); finished parts are kept, run the same command again to go on."
+        ) from error
