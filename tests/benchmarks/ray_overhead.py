@@ -84,7 +84,7 @@ def _prompts(source: Path, target: Path, number: int) -> Path:
 
 @contextmanager
 def _cluster() -> Iterator[str]:
-    os.environ["RAY_worker_niceness"] = "0"  # as the plain arm has it
+    os.environ.update(RAY_worker_niceness="0")  # as the plain arm has it
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
