@@ -59,6 +59,7 @@ def main() -> None:
         },
         concurrency=1,  # engines
         batch_size=64,
+        log_engine_metrics=False,  # on Ray's dashboard, which `pip install 'ray[default]'` brings
         # Ray Data gives each engine a GPU unless it is told otherwise.
         placement_group_config=None if has_gpus else {"bundles": [{"CPU": 1}]},
         # The prompts are whole: vLLM itself turns them into tokens and back.
