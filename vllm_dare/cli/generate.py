@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,7 +38,12 @@ def generate(
     *,
     model: options.Model,
     prompts: options.Prompts,
-    output: Annotated[Path, typer.Option(help="JSON lines to write.", rich_help_panel=options.INPUT)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="JSON lines to write; with --engine ray, a directory of them.", rich_help_panel=options.INPUT
+        ),
+    ],
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take only the first rows.", rich_help_panel=options.INPUT)
     ] = None,
@@ -119,6 +124,41 @@ def generate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the summary as JSON.", rich_help_panel=options.OUTPUT)
     ] = None,
+    where: options.EngineChoice = options.Engine.local,
+    ray_address: options.RayAddress = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many engines.",
+            show_default="as many as there is room for",
+            rich_help_panel=options.RAY,
+        ),
+    ] = None,
+    worker_gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="GPUs of each.", show_default="1 if the cluster has any", rich_help_panel=options.RAY
+        ),
+    ] = None,
+    worker_cpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Processors of each.",
+            show_default="1 beside GPUs, else a whole machine's",
+            rich_help_panel=options.RAY,
+        ),
+    ] = None,
+    partition_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most rows that a worker writes as one file, and begins anew if it dies.",
+            show_default="1000",
+            rich_help_panel=options.RAY,
+        ),
+    ] = None,
 ) -> None:
     """Write a text for every prompt, with drafts from a retrieval pool.
 
@@ -130,11 +170,22 @@ def generate(
 
     from vllm_dare.generation.interruption import StartInterruptedError
     from vllm_dare.generation.job import Job, run_job
-    from vllm_dare.generation.paths import check_paths
+    from vllm_dare.generation.paths import check_folders, check_paths
     from vllm_dare.generation.settings import EngineSettings, SamplingSettings
     from vllm_dare.pool.files import replace_text
 
-    check_paths(prompts, output, json_file)
+    ray_options = {
+        "ray_address": ray_address,
+        "workers": workers,
+        "worker_gpus": worker_gpus,
+        "worker_cpus": worker_cpus,
+        "partition_rows": partition_rows,
+    }
+    options.check_ray_options(where, **ray_options)
+    on_ray = where is options.Engine.ray
+    if on_ray and compare_baseline:
+        raise typer.BadParameter("--compare-baseline needs --engine local.")
+    (check_folders if on_ray else check_paths)(prompts, output, json_file)
     engine = EngineSettings(
         model=model,
         pool=pool,
@@ -160,13 +211,27 @@ def generate(
     )
     console = Console(stderr=True)
     try:
-        outcome = run_job(job, console)
+        outcome = _run_on_ray(job, ray_options, console) if on_ray else run_job(job, console)
     except StartInterruptedError as interrupted:
         console.print(str(interrupted), highlight=False, soft_wrap=True)
         raise typer.Exit(interrupted.exit_status) from None
     if json_file is not None:
         replace_text(json_file, json.dumps(outcome.as_dict(), indent=2) + "\n")
-    raise typer.Exit(_report(job, outcome, Console(), console))
+    begun = output if on_ray else f"{output}.part"
+    raise typer.Exit(_report(job, outcome, str(begun), Console(), console))
+
+
+def _run_on_ray(job: "Job", ray_options: dict[str, Any], console: "Console") -> "Outcome":
+    from vllm_dare.scale.job import PARTITION_ROWS, RaySettings, run_ray_job
+
+    settings = RaySettings(
+        ray_options["ray_address"],
+        ray_options["workers"],
+        ray_options["worker_gpus"],
+        ray_options["worker_cpus"],
+        ray_options["partition_rows"] or PARTITION_ROWS,
+    )
+    return run_ray_job(job, settings, console)
 
 
 def _mode(verification: VerificationMode | None, preset: Preset | None, no_drafts: bool) -> VerificationMode:
@@ -179,7 +244,7 @@ def _mode(verification: VerificationMode | None, preset: Preset | None, no_draft
     return VerificationMode.relaxed
 
 
-def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> int:
+def _report(job: "Job", outcome: "Outcome", begun: str, out: "Console", err: "Console") -> int:
     """Print how the run ended and return the exit status."""
     from vllm_dare.generation.summary import comparison_table, outcome_table
 
@@ -196,7 +261,7 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
         title = f"The first {found.agreement.rows} documents"
         out.print(comparison_table(names, (found.baseline, found.drafts), (found.agreement,), title))
     if outcome.status == "interrupted":
-        err.print(_how_to_go_on(job, outcome), highlight=False, soft_wrap=True)
+        err.print(_how_to_go_on(job, outcome, begun), highlight=False, soft_wrap=True)
         return 128 + (outcome.signal or 0)
     if outcome.failed:
         err.print(
@@ -209,7 +274,7 @@ def _report(job: "Job", outcome: "Outcome", out: "Console", err: "Console") -> i
     return 0
 
 
-def _how_to_go_on(job: "Job", outcome: "Outcome") -> str:
+def _how_to_go_on(job: "Job", outcome: "Outcome", begun: str) -> str:
     done = outcome.earlier + outcome.figures.rows
     again = "the same command without --overwrite" if job.overwrite else "the same command again"
-    return f"Interrupted: {done} of {outcome.total} rows are in {job.output}.part; run {again} to go on."
+    return f"Interrupted: {done} of {outcome.total} rows are in {begun}; run {again} to go on."

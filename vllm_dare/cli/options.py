@@ -1,6 +1,7 @@
 """Options that commands share: what to generate, and the engine that does it."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,14 @@ from vllm_dare.errors import DareError
 
 # Panels of a command's help.
 INPUT, DRAFTS, SAMPLING, ENGINE, OUTPUT = "Input and output", "Drafts", "Sampling", "Engine", "Reports"
+RAY = "On a Ray cluster"
 
 Model = Annotated[str, typer.Option(help="Model directory or name.", rich_help_panel=INPUT)]
 Prompts = Annotated[
     Path,
     typer.Option(
-        help="Rows with id and prompt (or messages): .jsonl, .jsonl.gz or .parquet.", rich_help_panel=INPUT
+        help="Rows with id and prompt (or messages): .jsonl, .jsonl.gz or .parquet, or a directory of these.",
+        rich_help_panel=INPUT,
     ),
 ]
 Pool = Annotated[
@@ -50,6 +53,43 @@ Plots = Annotated[
 Markdown = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a Markdown report.", rich_help_panel=OUTPUT)
 ]
+
+
+class Engine(StrEnum):
+    """The choices of --engine."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineChoice = Annotated[
+    Engine, typer.Option("--engine", help="local: this machine; ray: a Ray cluster.", rich_help_panel=RAY)
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="The cluster's head, such as host:6379.",
+        show_default="RAY_ADDRESS, or this machine's",
+        rich_help_panel=RAY,
+    ),
+]
+
+
+def check_ray_options(engine: Engine, **options: object) -> None:
+    """Refuse what only means something on a Ray cluster, but was given without one.
+
+    Args:
+        engine: the choice.
+        options: values by name; None where not given.
+
+    Raises:
+        typer.BadParameter: see above.
+    """
+    if engine is Engine.local:
+        for name, value in options.items():
+            if value is not None:
+                raise typer.BadParameter(f"--{name.replace('_', '-')} needs --engine ray.")
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_dare.cli import options
 from vllm_dare.cli.pool_changes import add, drop, flush, prune, refresh
 from vllm_dare.cli.progress import progress_bars
 
@@ -71,6 +72,8 @@ def build(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count documents that cannot be used instead of stopping.")
     ] = False,
+    engine: options.EngineChoice = options.Engine.local,
+    ray_address: options.RayAddress = None,
 ) -> None:
     """Build a pool from text that a model wrote before."""
     from vllm_dare.pool.build import build_pool
@@ -78,23 +81,27 @@ def build(
     from vllm_dare.pool.group_inputs import read_groups, read_routers
     from vllm_dare.pool.rows import BadRows
 
+    options.check_ray_options(engine, ray_address=ray_address)
     bad_rows = BadRows(skip=skip_bad)
     with progress_bars() as progress_of:
         show_read = progress_of("documents read")
-        report = build_pool(
-            read_documents(documents, bad_rows),
-            tokenizer,
-            output,
-            provenance=provenance.value,
-            model=model,
-            global_segment=not no_global,
-            assignments=read_groups(assignments) if assignments else None,
-            routers=read_routers(assignments or ()),
-            overwrite=overwrite,
-            bad_rows=bad_rows,
-            read_progress=lambda num_documents: show_read(num_documents, None),
-            sort_progress=progress_of("tokens sorted"),
-        )
+        settings: dict[str, Any] = {
+            "provenance": provenance.value,
+            "model": model,
+            "global_segment": not no_global,
+            "assignments": read_groups(assignments) if assignments else None,
+            "routers": read_routers(assignments or ()),
+            "overwrite": overwrite,
+            "bad_rows": bad_rows,
+            "read_progress": lambda num_documents: show_read(num_documents, None),
+            "sort_progress": progress_of("tokens sorted"),
+        }
+        if engine is options.Engine.ray:
+            from vllm_dare.scale.pool import build_pool_on_ray
+
+            report = build_pool_on_ray(documents, tokenizer, output, address=ray_address, **settings)
+        else:
+            report = build_pool(read_documents(documents, bad_rows), tokenizer, output, **settings)
     _print_build(output, report, bad_rows)
 
 

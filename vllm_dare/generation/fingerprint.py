@@ -27,11 +27,15 @@ class Fingerprint:
     def watch(self, rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
         """Pass ``rows`` on and take them in."""
         for row in rows:
-            self._sum = (self._sum + _digest(row)) % 2**_BITS
-            self._rows += 1
-            if self._rows == self._compared_rows:
-                self._compared = self.record()
+            self.add(digest(row))
             yield row
+
+    def add(self, digest: bytes) -> None:
+        """Take in one more row by its `digest`."""
+        self._sum = (self._sum + int.from_bytes(digest, "big")) % 2**_BITS
+        self._rows += 1
+        if self._rows == self._compared_rows:
+            self._compared = self.record()
 
     def record(self) -> dict[str, Any]:
         """What to keep beside the output, as JSON values."""
@@ -47,11 +51,16 @@ class Fingerprint:
         return f"the prompts ({rows} rows then, {self._rows} now)"
 
 
-def _digest(row: PromptRow) -> int:
+def digest(row: PromptRow) -> bytes:
+    """What a fingerprint knows of a row, 32 bytes.
+
+    Raises:
+        DareError: the row is nested too deeply.
+    """
     try:
         text = json.dumps(
             [row.id, row.prompt, dict(row.metadata), row.max_tokens], sort_keys=True, default=str
         )
     except RecursionError:
         raise DareError(f"The row with the id {row.id!r} is nested too deeply.") from None
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+    return hashlib.sha256(text.encode()).digest()

@@ -3,11 +3,19 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 
 from vllm_dare.errors import DareError
-from vllm_dare.generation.prompts import PromptRow, RowId, id_key
+from vllm_dare.generation.prompts import RowId, id_key
+
+
+class HasId(Protocol):
+    """A prompt row, or what stands for one."""
+
+    @property
+    def id(self) -> RowId: ...
 
 
 class IdSet:
@@ -28,7 +36,7 @@ class IdSet:
         return bool(index < len(self._hashes) and self._hashes[index] == value)
 
 
-def check_unique(rows: Iterable[PromptRow], again: Iterator[PromptRow], where: str) -> int:
+def check_unique(rows: Iterable[HasId], again: Iterator[HasId], where: str) -> int:
     """Count ``rows`` and refuse an id that occurs twice.
 
     Args:

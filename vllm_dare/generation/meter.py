@@ -1,7 +1,7 @@
 """What a stretch of generation cost, from vLLM's own counters."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,14 @@ class Counters:
             accepted_tokens=totals.get(_ACCEPTED_TOKENS, 0),
         )
 
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(
+            self.tokens + other.tokens,
+            self.steps + other.steps,
+            self.draft_tokens + other.draft_tokens,
+            self.accepted_tokens + other.accepted_tokens,
+        )
+
     def __sub__(self, other: "Counters") -> "Counters":
         return Counters(
             self.tokens - other.tokens,
@@ -72,6 +80,36 @@ class Figures:
     seconds: float = 0.0
     counters: Counters = Counters()
     relaxed: Meters | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "Figures":
+        """What output rows say, without time and counters."""
+        num_rows = failed = tokens = 0
+        relaxed: Meters | None = None
+        for row in rows:
+            num_rows += 1
+            failed += row["finish_reason"] == "error"
+            tokens += row["completion_tokens"]
+            if "verification" in row:
+                relaxed = relaxed or Meters()
+                relaxed.add_meters(row["verification"])
+        return cls(num_rows, failed, tokens, relaxed=relaxed)
+
+    def __add__(self, other: "Figures") -> "Figures":
+        """Two stretches at the same time; ``seconds`` is that of the longer one."""
+        known = [meters for meters in (self.relaxed, other.relaxed) if meters is not None]
+        relaxed = Meters() if known else None
+        if relaxed is not None:
+            for meters in known:
+                relaxed.add_meters(meters.as_dict())
+        return Figures(
+            self.rows + other.rows,
+            self.failed + other.failed,
+            self.completion_tokens + other.completion_tokens,
+            max(self.seconds, other.seconds),
+            self.counters + other.counters,
+            relaxed,
+        )
 
     @property
     def mean_tokens(self) -> float | None:
@@ -123,24 +161,16 @@ class Meter:
         self._llm = llm
         self._started_at = time.monotonic()
         self._before = Counters.read(llm.get_metrics())
-        self._rows = self._failed = self._tokens = 0
-        self._relaxed: Meters | None = None
+        self._rows = Figures()
 
     def count(self, row: dict[str, Any]) -> None:
         """Note one output row."""
-        self._rows += 1
-        self._failed += row["finish_reason"] == "error"
-        self._tokens += row["completion_tokens"]
-        if "verification" in row:
-            self._relaxed = self._relaxed or Meters()
-            self._relaxed.add_meters(row["verification"])
+        self._rows += Figures.of_rows([row])
 
     def figures(self) -> Figures:
         """What has been done until now."""
         counters = Counters.read(self._llm.get_metrics()) - self._before
-        seconds = time.monotonic() - self._started_at
-        relaxed = None if self._relaxed is None else replace(self._relaxed)
-        return Figures(self._rows, self._failed, self._tokens, seconds, counters, relaxed)
+        return replace(self._rows, seconds=time.monotonic() - self._started_at, counters=counters)
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -19,8 +19,8 @@ from vllm_dare.generation.ids import IdSet
 from vllm_dare.pool.files import sync_directory
 
 _FSYNC_SECONDS = 1.0
-_PROMPTS = "prompts"  # the key of the fingerprint among the settings
-_MENDS = frozenset((_PROMPTS, "max_model_len"))  # what may have been changed for rows to fail no more
+PROMPTS = "prompts"  # the key of the fingerprint among the settings
+_MENDS = frozenset((PROMPTS, "max_model_len"))  # what may have been changed for rows to fail no more
 
 
 class OutputFile:
@@ -66,7 +66,7 @@ class OutputFile:
         """
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            file = cls(output, _open_locked(_part(output)))
+            file = cls(output, open_locked(_part(output)))
         except OSError as error:
             raise DareError(f"{output} cannot be written: {error.strerror}.") from None
         try:
@@ -84,7 +84,7 @@ class OutputFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; it survives the end of this process at once, a power cut after about a second."""
-        data = _encode(row)
+        data = encode_row(row)
         with self._telling_of_failure():
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -130,7 +130,7 @@ class OutputFile:
         self._record(settings, prompts)
 
     def _record(self, settings: Mapping[str, Any], prompts: Fingerprint) -> None:
-        record = {**settings, _PROMPTS: prompts.record()}
+        record = {**settings, PROMPTS: prompts.record()}
         temporary = self.settings_file.with_name(self.settings_file.name + ".tmp")
         try:
             temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -155,12 +155,12 @@ class OutputFile:
     def _take_good_rows(self, source: Path) -> None:
         """Replace the part file by one with the rows of ``source`` that are no errors."""
         temporary = self.part.with_name(self.part.name + ".tmp")
-        descriptor = _open_locked(temporary)  # the part file is locked, so that nobody else has this one
+        descriptor = open_locked(temporary)  # the part file is locked, so that nobody else has this one
         try:
             os.ftruncate(descriptor, 0)
             rows = CompleteRows(source)
             with open(descriptor, "ab", closefd=False) as file:
-                file.writelines(_encode(row) for row in rows if not _is_error(row))
+                file.writelines(encode_row(row) for row in rows if not is_error(row))
             os.fsync(descriptor)
             os.replace(temporary, self.part)
         except BaseException:
@@ -172,13 +172,13 @@ class OutputFile:
         self.retried = rows.failed
 
     def _check_settings(self, settings: Mapping[str, Any], prompts: Fingerprint, retry_failed: bool) -> None:
-        before = _read_record(self.settings_file)
+        before = read_record(self.settings_file)
         if before is None:
             raise DareError(
                 f"{self.part} exists, but the file with its settings, {self.settings_file.name}, is missing "
                 "or damaged; use --overwrite to begin anew, or another --output."
             )
-        if changes := _changes(before, settings, prompts, retry_failed):
+        if changes := changes_since(before, settings, prompts, retry_failed):
             raise DareError(
                 f"{self.part} was begun with something else: {changes}; use the same again to go on, "
                 "--overwrite to begin anew, or another --output."
@@ -210,7 +210,7 @@ class CompleteRows:
                 if row is None:
                     return
                 self.end += len(line)
-                self.failed += _is_error(row)
+                self.failed += is_error(row)
                 yield row
 
 
@@ -228,8 +228,8 @@ def rows_so_far(output: Path) -> Iterable[dict[str, Any]]:
 
 def recorded_prompts(output: Path) -> Any:
     """The prompts' `Fingerprint.record` of the run that would be gone on with or kept; None if unknown."""
-    before = _read_record(_settings_file(output) if is_begun(output) else _finished_record(output))
-    return None if before is None else before.get(_PROMPTS)
+    before = read_record(_settings_file(output) if is_begun(output) else _finished_record(output))
+    return None if before is None else before.get(PROMPTS)
 
 
 def check_finished(
@@ -242,14 +242,14 @@ def check_finished(
     Raises:
         DareError: they differ, or are not known.
     """
-    before = _read_record(_finished_record(output))
+    before = read_record(_finished_record(output))
     if before is None:
         raise DareError(
             f"{output} exists, and cannot be compared with this run, because "
             f"{_final_settings_file(output).name} is missing or damaged; use --overwrite to write it anew, "
             "or another --output."
         )
-    if changes := _changes(before, settings, prompts, retry_failed):
+    if changes := changes_since(before, settings, prompts, retry_failed):
         raise DareError(
             f"{output} was written with something else: {changes}; use --overwrite to write it anew, or "
             "another --output."
@@ -261,22 +261,24 @@ def written_files(output: Path) -> tuple[Path, ...]:
     return (output, _part(output), _settings_file(output), _final_settings_file(output))
 
 
-def _changes(
+def changes_since(
     before: Mapping[str, Any], settings: Mapping[str, Any], prompts: Fingerprint, retry_failed: bool
 ) -> str:
+    """How this run differs from the one that ``before`` records; empty if it may go on with its rows."""
     now = json.loads(json.dumps(settings))
     ignored = _MENDS if retry_failed else frozenset()
     changes = [
         f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"
-        for name in sorted((before.keys() | now.keys()) - {_PROMPTS} - ignored)
+        for name in sorted((before.keys() | now.keys()) - {PROMPTS} - ignored)
         if before.get(name) != now.get(name)
     ]
-    if _PROMPTS not in ignored and (difference := prompts.difference(before.get(_PROMPTS))) is not None:
+    if PROMPTS not in ignored and (difference := prompts.difference(before.get(PROMPTS))) is not None:
         changes.append(difference)
     return ", ".join(changes)
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None if there is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -302,7 +304,13 @@ def _settings_file(output: Path) -> Path:
     return output.with_name(output.name + ".part.json")
 
 
-def _open_locked(part: Path) -> int:
+def open_locked(part: Path) -> int:
+    """A descriptor of a file, made if it is missing, that no other process has locked.
+
+    Raises:
+        DareError: another process has.
+        OSError: it cannot be opened.
+    """
     while True:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -324,11 +332,13 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _is_error(row: Mapping[str, Any]) -> bool:
+def is_error(row: Mapping[str, Any]) -> bool:
+    """Whether an output row could not be generated."""
     return row.get("finish_reason") == "error"
 
 
-def _encode(row: Mapping[str, Any]) -> bytes:
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """An output row as a line."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair in a caller's id

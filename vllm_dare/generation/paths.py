@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vllm_dare.errors import DareError
 from vllm_dare.generation.output import written_files
+from vllm_dare.generation.partition_output import is_partitioned_output
 from vllm_dare.pool.files import check_writable
 
 
@@ -29,6 +30,25 @@ def check_paths(prompts: Path, output: Path, summary: Path | None) -> None:
             )
     if summary is not None:
         check_report_file("--json", summary, (prompts, *written_files(output)))
+
+
+def check_folders(prompts: Path, output: Path, summary: Path | None) -> None:
+    """`check_paths` for a run that writes a directory of parts.
+
+    Raises:
+        DareError: the output is a file, holds the prompts or something else, or cannot be written.
+    """
+    if output.exists() and not output.is_dir():
+        raise DareError(f"--output {output} is a file; with --engine ray, name a directory.")
+    if output.is_dir() and any(output.iterdir()) and not is_partitioned_output(output):
+        raise DareError(f"--output {output} holds something else; name another directory.")
+    if _is_within(prompts, output) or _is_within(output, prompts):
+        raise DareError(
+            f"--prompts {prompts} and --output {output} are in one another; choose another --output."
+        )
+    check_report_folder("--output", output)
+    if summary is not None:
+        check_report_file("--json", summary, (prompts,))
 
 
 def check_report_file(option: str, path: Path, others: Iterable[Path]) -> None:
@@ -89,6 +109,10 @@ def _check_folder(option: str, path: Path, folder: Path) -> None:
             f"{option} {path} cannot be written: no file can be made in {folder} ({error.strerror}); choose "
             "another place."
         ) from None
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _is_same(one: Path, other: Path) -> bool:

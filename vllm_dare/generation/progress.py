@@ -8,10 +8,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from vllm_dare.generation.meter import Figures, Meter
+from vllm_dare.generation.meter import Figures
 
 _FIGURES_SECONDS = 0.5
 _LINE_SECONDS = 10.0
+
+
+class HasFigures(Protocol):
+    """Knows what has been done until now, such as a `vllm_dare.generation.meter.Meter`."""
+
+    def figures(self) -> Figures: ...
 
 
 class RunProgress(Protocol):
@@ -21,7 +27,7 @@ class RunProgress(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-    def advance(self, meter: Meter) -> None:
+    def advance(self, meter: HasFigures) -> None:
         """One more row is done."""
 
 
@@ -57,7 +63,7 @@ class _Bar:
         self._progress.refresh()  # the last rows may have come since the display last drew itself
         self._progress.stop()
 
-    def advance(self, meter: Meter) -> None:
+    def advance(self, meter: HasFigures) -> None:
         self._progress.advance(self._task)
         if (now := time.monotonic()) - self._updated_at >= _FIGURES_SECONDS:
             self._updated_at = now
@@ -77,7 +83,7 @@ class _Lines:
     ) -> None:
         return None
 
-    def advance(self, meter: Meter) -> None:
+    def advance(self, meter: HasFigures) -> None:
         self._done += 1
         if (now := time.monotonic()) - self._told_at >= _LINE_SECONDS:
             self._told_at = now

@@ -1,18 +1,21 @@
-"""Prompt files: JSON lines, gzipped JSON lines or Parquet, read one row at a time."""
+"""Prompt files: JSON lines, gzipped JSON lines or Parquet, or directories of them, read one row at a time."""
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from vllm_dare.errors import DareError
 
 RowId = str | int
 
+_KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _ALIASES = {name: f"dare_{name}" for name in ("group", "user", "item", "history", "attributes")}
 
 
@@ -34,18 +37,54 @@ class PromptRow:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> Iterator[PromptRow]:
-    """Read ``path`` row by row, holding one row (Parquet: one batch) in memory.
+    """Read ``path``, a file or a directory, row by row, holding one row (Parquet: one batch) in memory.
 
     Raises:
-        DareError: the file cannot be read, or a row is not a prompt; the message names the row.
+        DareError: a file cannot be read, or a row is not a prompt; the message names the row.
     """
-    for number, record in enumerate(islice(_records(path), limit), start=1):
-        yield _row(record, f"{path}, row {number}")
+    yield from islice(chain.from_iterable(read_prompt_file(file, path) for file in prompt_files(path)), limit)
+
+
+def prompt_files(path: Path) -> list[Path]:
+    """The files that ``path`` stands for, in the order of their names: itself, or what is in the directory.
+
+    In a directory, names that begin with a dot or an underscore are left out, as Ray and Spark do.
+
+    Raises:
+        DareError: it is a directory without prompt files.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.name.endswith(_KINDS) and file.is_file())
+    files = [file for file in found if not any(part[0] in "._" for part in file.relative_to(path).parts)]
+    if not files:
+        raise DareError(f"The directory {path} holds no prompt files; give {', '.join(_KINDS)} files.")
+    return files
+
+
+def read_prompt_file(path: Path, root: Path) -> Iterator[PromptRow]:
+    """The rows of one file of `prompt_files`.
+
+    Of the folders between ``root`` and it, each ``name=value`` is a field of every row, as in Hive.
+
+    Raises:
+        DareError: as `read_prompts`.
+    """
+    fields = _folder_fields(path, root)
+    for number, record in enumerate(_records(path), start=1):
+        filled = {**fields, **record} if fields and isinstance(record, dict) else record
+        yield _row(filled, f"{path}, row {number}")
 
 
 def id_key(row_id: RowId) -> str:
     """One text for each id: the number 1 and the text "1" are the same id, as they are in a pool."""
     return json.dumps(str(row_id))
+
+
+def _folder_fields(path: Path, root: Path) -> dict[str, str]:
+    folders = path.relative_to(root).parts[:-1]
+    pairs = (folder.partition("=") for folder in folders if "=" in folder)
+    return {unquote(name): unquote(value) for name, _, value in pairs if value not in ("", _NO_VALUE)}
 
 
 def _records(path: Path) -> Iterator[Any]:

@@ -45,8 +45,19 @@ class Runner:
         self._stopped = stopped
         self._router = router
         self._pending: dict[str, PromptRow] = {}
+        self._finished = self._failed = 0
         seats = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._window = seats * (1 + _WAITING_PER_SEAT) if window is None else window
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine has rows that are not finished."""
+        return bool(self._pending)
+
+    @property
+    def room(self) -> int:
+        """How many rows to enqueue before the next step."""
+        return min(_FEED, self._window - len(self._pending))
 
     def run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
         """Yield an output row for each of ``rows``, in the order in which they finish.
@@ -55,26 +66,25 @@ class Runner:
             EngineStoppedError: the engine died.
             DareError: the first hundred rows all failed.
         """
-        failures = 0
-        for finished, row in enumerate(self._run(rows), start=1):
-            yield row
-            failures += row["finish_reason"] == "error"
-            if failures == finished == _HOPELESS:
-                raise DareError(f"The first {_HOPELESS} rows all failed, the last with: {row['error']}")
-
-    def _run(self, rows: Iterator[PromptRow]) -> Iterator[dict[str, Any]]:
         more = True
         while (more or self._pending) and not self._stopped():
-            room = min(_FEED, self._window - len(self._pending))
+            room = self.room
             fed = list(islice(rows, room))
             more = len(fed) == room
             for row in fed:
-                yield from self._enqueue(row)
+                yield from self.enqueue(row)
             if self._pending:
-                yield from self._step()
+                yield from self.step()
+
+    def enqueue(self, row: PromptRow) -> Iterator[dict[str, Any]]:
+        """Give a row to the engine; a row that the engine refuses comes back as an error."""
+        return self._watched(self._enqueue(row))
+
+    def step(self) -> Iterator[dict[str, Any]]:
+        """Run the engine for one step, and hand back the rows that finish with it."""
+        return self._watched(self._step())
 
     def _enqueue(self, row: PromptRow) -> Iterator[dict[str, Any]]:
-        """Give the row to the engine; a row that the engine refuses comes back as an error."""
         try:
             (request_id,) = self._request(row)
         except EngineDeadError:
@@ -102,6 +112,14 @@ class Runner:
             if output.finished:
                 row = self._pending.pop(output.request_id)
                 yield _output_row(row, output, _subject(row, self._router))
+
+    def _watched(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            yield row
+            self._finished += 1
+            self._failed += row["finish_reason"] == "error"
+            if self._failed == self._finished == _HOPELESS:
+                raise DareError(f"The first {_HOPELESS} rows all failed, the last with: {row['error']}")
 
     def _params(self, row: PromptRow) -> SamplingParams:
         RequestOptions.parse(row.metadata, ANY_ENGINE)

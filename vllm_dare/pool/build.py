@@ -24,7 +24,14 @@ from vllm_dare.pool.manifest import Manifest
 from vllm_dare.pool.rows import BadRows
 from vllm_dare.pool.segment import PoolDocument, Provenance
 from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
-from vllm_dare.pool.writer import MAX_SEGMENT_TOKENS, PoolContent, Progress, check_output, write_pool
+from vllm_dare.pool.writer import (
+    MAX_SEGMENT_TOKENS,
+    PoolContent,
+    Progress,
+    WriteSegments,
+    check_output,
+    write_pool,
+)
 from vllm_dare.routing.router_file import RouterFile
 
 if TYPE_CHECKING:
@@ -105,15 +112,54 @@ def build_pool(
     """
     check_output(output, overwrite)
     encoder = load_tokenizer(tokenizer)
+    return build_encoded(
+        encoded(documents, encoder, read_progress),
+        tokenizer_info(encoder, tokenizer),
+        output,
+        provenance=provenance,
+        model=model,
+        global_segment=global_segment,
+        assignments=assignments,
+        routers=routers,
+        overwrite=overwrite,
+        bad_rows=bad_rows,
+        workers=workers,
+        sort_progress=sort_progress,
+        max_segment_tokens=max_segment_tokens,
+    )
+
+
+def build_encoded(
+    documents: Iterable[tuple[Document, np.ndarray]],
+    tokenizer: TokenizerInfo,
+    output: Path,
+    *,
+    provenance: Provenance = "external",
+    model: str | None = None,
+    global_segment: bool = True,
+    assignments: Iterable[Assignment] | None = None,
+    routers: Sequence[RouterFile] = (),
+    overwrite: bool = False,
+    bad_rows: BadRows | None = None,
+    workers: int | None = None,
+    sort_progress: Progress | None = None,
+    max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+    write_segments: WriteSegments | None = None,
+) -> BuildReport:
+    """`build_pool` of documents with their token ids, int32[length].
+
+    With ``write_segments``, see `write_pool`, these may be anything that has their ``len()`` and ``max()``.
+    """
     rows = iter(assignments or ())
     example = next(rows, None)  # for the message: the table keeps hashes only
     corpus = Corpus(
-        tokenizer_info(encoder, tokenizer),
+        tokenizer,
         global_segment,
         bad_rows or BadRows(),
         assigned=None if assignments is None else _table(chain([example] if example else [], rows)),
     )
-    corpus.add_all(documents, encoder, read_progress)
+    for document, token_ids in documents:
+        corpus.add(document, token_ids)
     if not corpus.entries:
         raise PoolError("There is no document with text to build a pool from; check the input files.")
     mismatch = _mismatch(corpus, example)
@@ -126,6 +172,7 @@ def build_pool(
         workers=workers,
         progress=sort_progress,
         max_segment_tokens=max_segment_tokens,
+        write_segments=write_segments,
     )
     return BuildReport(
         manifest, len(corpus.entries), corpus.num_duplicates, corpus.num_empty, corpus.num_ambiguous, mismatch
@@ -153,7 +200,7 @@ def _table(assignments: Iterable[Assignment]) -> Assignments:
         return Assignments.open(write_assignments(Path(directory), assignments))
 
 
-def _encoded(
+def encoded(
     documents: Iterable[Document], tokenizer: "Tokenizer | None", progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Document, np.ndarray]]:
     """Each document with its token ids, int32[length]."""
@@ -226,10 +273,15 @@ class Corpus:
         Raises:
             PoolError: one cannot be used.
         """
-        for document, token_ids in _encoded(documents, tokenizer, progress):
-            self._add(document, token_ids)
+        for document, token_ids in encoded(documents, tokenizer, progress):
+            self.add(document, token_ids)
 
-    def _add(self, document: Document, token_ids: np.ndarray) -> None:
+    def add(self, document: Document, token_ids: np.ndarray) -> None:
+        """Take in a document with its token ids, int32[length].
+
+        Raises:
+            PoolError: it cannot be used.
+        """
         if not len(token_ids):
             self.num_empty += 1
             return

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
@@ -61,6 +63,27 @@ class PoolContent:
     pivots: str | None = None
 
 
+@dataclass(frozen=True)
+class SegmentPart:
+    """The documents of one segment.
+
+    Attributes:
+        group: name of its group; None for the global segment.
+        documents: what it holds.
+    """
+
+    group: str | None
+    documents: Documents
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(document.tokens) for document in self.documents)
+
+
+Written = list[tuple[str, SegmentInfo]]
+WriteSegments = Callable[[PoolContent, Sequence[SegmentPart], Path, Progress | None], Written]
+
+
 def write_pool(
     content: PoolContent,
     output: Path,
@@ -69,6 +92,7 @@ def write_pool(
     workers: int | None = None,
     progress: Progress | None = None,
     max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+    write_segments: WriteSegments | None = None,
 ) -> Manifest:
     """Write a pool directory; if that fails half-way, ``output`` is as it was before.
 
@@ -79,6 +103,8 @@ def write_pool(
         workers: how many threads; by default one for each usable core.
         progress: called with the number of tokens sorted, and in all, after each segment.
         max_segment_tokens: a group or global segment of more is split; a single document never is.
+        write_segments: writes each part into a directory and gives its segment's name and facts; by default
+            threads of this process do. Only this looks at the documents' tokens.
 
     Raises:
         PoolError: ``output`` exists and may not be replaced, or cannot be written, or another process is
@@ -87,7 +113,12 @@ def write_pool(
     check_output(output, overwrite)
     with changing(output) if is_pool(output) else nullcontext():
         return replace_pool(
-            content, output, workers=workers, progress=progress, max_segment_tokens=max_segment_tokens
+            content,
+            output,
+            workers=workers,
+            progress=progress,
+            max_segment_tokens=max_segment_tokens,
+            write_segments=write_segments,
         )
 
 
@@ -98,14 +129,16 @@ def replace_pool(
     workers: int | None = None,
     progress: Progress | None = None,
     max_segment_tokens: int = MAX_SEGMENT_TOKENS,
+    write_segments: WriteSegments | None = None,
 ) -> Manifest:
     """`write_pool` for who has checked ``output`` and, where it is a pool, is `changing` it."""
     try:
         with _staging(output) as directory:
-            manifest = _write_files(content, directory, workers, progress, max_segment_tokens)
+            write = write_segments or partial(_write_segments, workers=workers)
+            manifest = _write_files(content, directory, write, progress, max_segment_tokens)
             learned = {
                 "blend": content.blend or _fit(directory, manifest),
-                "pivots": _pivots(content) if content.pivots is None else content.pivots,
+                "pivots": _pivots(directory, manifest) if content.pivots is None else content.pivots,
             }
             manifest = manifest.model_copy(update=learned)
             write_manifest(directory, manifest)
@@ -118,18 +151,25 @@ def replace_pool(
 def _fit(directory: Path, manifest: Manifest) -> str | None:
     from vllm_dare.drafting.fit import fit_blend  # with numba, which not every command needs
 
-    with RetrievalPool(directory, manifest, ReadLock(directory, 0)) as pool:
+    with _opened(directory, manifest) as pool:
         blend = fit_blend(pool)
     return None if blend is None else blend.encode()
 
 
-def _pivots(content: PoolContent) -> str | None:
-    documents = content.global_documents
-    if documents is None:
-        documents = [document for group in content.groups.values() for document in group]
-    if len(documents) < 2:  # nothing is known of wording, which is not to say that all is
-        return None
-    return encode(find_pivots([document.tokens for document in documents], content.tokenizer.vocab_size))
+def _pivots(directory: Path, manifest: Manifest) -> str | None:
+    with _opened(directory, manifest) as pool:
+        segments = pool.global_segments()
+        if not segments:
+            segments = tuple(chain.from_iterable(map(pool.group_segments, manifest.groups)))
+        documents = [document for segment in segments for document in segment.documents()]
+        if len(documents) < 2:  # nothing is known of wording, which is not to say that all is
+            return None
+        return encode(find_pivots(documents, manifest.tokenizer.vocab_size))
+
+
+def _opened(directory: Path, manifest: Manifest) -> RetrievalPool:
+    """What has been written so far."""
+    return RetrievalPool(directory, manifest, ReadLock(directory, 0))
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -208,31 +248,17 @@ def _keep_only(directory: Path, names: Collection[str]) -> int:
     return len(removed)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The documents of one segment.
-
-    Attributes:
-        group: name of its group; None for the global segment.
-        documents: what it holds.
-    """
-
-    group: str | None
-    documents: Documents
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(document.tokens) for document in self.documents)
-
-
 def _write_files(
-    content: PoolContent, directory: Path, workers: int | None, progress: Progress | None, max_tokens: int
+    content: PoolContent, directory: Path, write: WriteSegments, progress: Progress | None, max_tokens: int
 ) -> Manifest:
     # The global segment takes longest, so it goes first.
     overall = [] if content.global_documents is None else [(None, content.global_documents)]
     by_group: list[tuple[str | None, Documents]] = [*overall, *content.groups.items()]
-    parts = [_Part(group, part) for group, documents in by_group for part in _split(documents, max_tokens)]
-    segments = _write_segments(content, parts, directory / SEGMENTS_DIRECTORY, workers, progress)
+    parts = [
+        SegmentPart(group, part) for group, documents in by_group for part in _split(documents, max_tokens)
+    ]
+    segments = write(content, parts, directory / SEGMENTS_DIRECTORY, progress)
+    sync_directory(directory / SEGMENTS_DIRECTORY)
     groups: dict[str | None, list[str]] = {group: [] for group, _ in by_group}
     for part, (name, _) in zip(parts, segments, strict=True):
         groups[part.group].append(name)
@@ -275,24 +301,17 @@ def _split(documents: Documents, max_tokens: int) -> Iterator[Documents]:
 
 def _write_segments(
     content: PoolContent,
-    parts: Sequence[_Part],
+    parts: Sequence[SegmentPart],
     directory: Path,
-    workers: int | None,
     progress: Progress | None,
-) -> list[tuple[str, SegmentInfo]]:
+    *,
+    workers: int | None,
+) -> Written:
     """The name and the facts of each part's segment."""
     num_done, num_total = 0, sum(part.num_tokens for part in parts)
 
-    def write(part: _Part) -> tuple[str, SegmentInfo]:
-        segment = write_segment(
-            directory,
-            [document.tokens for document in part.documents],
-            keys=[document.key for document in part.documents],
-            tokenizer=content.tokenizer,
-            provenance=content.provenance,
-            model=content.model,
-        )
-        return segment.name, SegmentInfo.of(segment)
+    def write(part: SegmentPart) -> tuple[str, SegmentInfo]:
+        return write_part(directory, part.documents, content.tokenizer, content.provenance, content.model)
 
     def done(result: tuple[str, SegmentInfo]) -> None:
         nonlocal num_done
@@ -300,6 +319,19 @@ def _write_segments(
         if progress is not None:
             progress(num_done, num_total)
 
-    segments = run_all(write, parts, done=done, workers=workers)
-    sync_directory(directory)
-    return segments
+    return run_all(write, parts, done=done, workers=workers)
+
+
+def write_part(
+    directory: Path, documents: Documents, tokenizer: TokenizerInfo, provenance: Provenance, model: str | None
+) -> tuple[str, SegmentInfo]:
+    """Write the segment of some documents; its name and its facts."""
+    segment = write_segment(
+        directory,
+        [document.tokens for document in documents],
+        keys=[document.key for document in documents],
+        tokenizer=tokenizer,
+        provenance=provenance,
+        model=model,
+    )
+    return segment.name, SegmentInfo.of(segment)

@@ -68,6 +68,28 @@ def test_a_users_error_is_one_sentence(tmp_path: Path, options: tuple[str, ...],
     assert not (tmp_path / "o.jsonl.part").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--workers", "2"), "--workers needs --engine ray."),
+        (("--partition-rows", "5"), "--partition-rows needs --engine ray."),
+        (("--engine", "ray", "--compare-baseline", "5"), "--compare-baseline needs --engine local."),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(
+    tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    result = _generate(tmp_path, *options)
+    assert result.returncode == 2 and sentence in result.stderr
+
+
+def test_on_ray_the_output_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "o.jsonl").write_text("")
+    result = _generate(tmp_path, "--engine", "ray")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "o.jsonl is a file; with --engine ray, name a directory." in result.stderr
+
+
 def _finish(tmp_path: Path, row: dict[str, object]) -> None:
     """Leave the output of an earlier run of `_generate`."""
     fingerprint = Fingerprint()

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from vllm_dare.errors import DareError
-from vllm_dare.generation.paths import check_paths, check_report_file, check_report_folder, report_errors
+from vllm_dare.generation.paths import (
+    check_folders,
+    check_paths,
+    check_report_file,
+    check_report_folder,
+    report_errors,
+)
 
 
 @pytest.fixture
@@ -76,3 +82,19 @@ def test_a_report_that_cannot_be_written_in_the_end_is_named(tmp_path: Path) -> 
         report_errors("--json", tmp_path / "out.json"),
     ):
         raise full
+
+
+def test_a_directory_of_parts_is_a_directory_of_its_own(prompts: Path) -> None:
+    folder = prompts.parent
+    check_folders(prompts, folder / "new", folder / "summary.json")
+    (folder / "begun").mkdir()
+    (folder / "begun" / "_settings.json").write_text("{}")
+    check_folders(prompts, folder / "begun", None)
+    with pytest.raises(DareError, match="is a file; with --engine ray, name a directory"):
+        check_folders(prompts, folder / "link.jsonl", None)
+    with pytest.raises(DareError, match="holds something else"):
+        check_folders(prompts, folder, None)
+    with pytest.raises(DareError, match="are in one another"):
+        check_folders(folder, folder / "new", None)
+    with pytest.raises(DareError, match="are in one another"):
+        check_folders(folder / "begun" / "prompts.jsonl", folder / "begun", None)

@@ -126,3 +126,36 @@ def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
 
 def test_a_number_and_its_text_are_one_id_as_in_a_pool() -> None:
     assert id_key(1) == id_key("1") != id_key("2")
+
+
+def test_a_directory_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "_temporary").mkdir()
+    _write(tmp_path / "b" / "2.jsonl", [{"id": 3, "prompt": "c"}])
+    _write(tmp_path / "1.jsonl", [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}])
+    for name in ("_temporary/0.jsonl", ".hidden.jsonl", "_SUCCESS", "README.txt"):
+        (tmp_path / name).write_text("not a prompt")
+    assert [row.id for row in read_prompts(tmp_path)] == [1, 2, 3]
+    assert [row.id for row in read_prompts(tmp_path, limit=1)] == [1]
+
+
+def test_folders_of_a_partitioned_directory_are_fields(tmp_path: Path) -> None:
+    for folder in ("group=users%2F1", "group=__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / folder).mkdir()
+    _write(tmp_path / "group=users%2F1" / "a.jsonl", [{"id": 1, "prompt": "a"}])
+    pq.write_table(
+        pa.table({"id": [2], "prompt": ["b"]}), tmp_path / "group=__HIVE_DEFAULT_PARTITION__" / "a.parquet"
+    )
+    assert {row.id: row.metadata for row in read_prompts(tmp_path)} == {1: {"dare_group": "users/1"}, 2: {}}
+
+
+def test_a_bad_row_of_a_directory_is_named_by_its_file(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", [{"id": 1, "prompt": "a"}])
+    _write(tmp_path / "b.jsonl", [{"id": 1}])
+    with pytest.raises(DareError, match=r"b.jsonl, row 1 needs either a `prompt`"):
+        list(read_prompts(tmp_path))
+
+
+def test_a_directory_without_prompts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DareError, match="holds no prompt files"):
+        list(read_prompts(tmp_path))
