@@ -133,21 +133,39 @@ def read_manifest(directory: Path) -> Manifest:
         content = path.read_bytes()
     except OSError as error:
         raise PoolError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
+    return parse_manifest(str(path), content)
+
+
+def parse_manifest(name: str, content: bytes) -> Manifest:
+    """The manifest that a file holds.
+
+    Args:
+        name: what to call the file in messages.
+        content: what is in it.
+
+    Raises:
+        PoolError: it is damaged or of a newer format.
+    """
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise PoolError(_refusal(path, content, error)) from None
+        raise PoolError(_refusal(name, content, error)) from None
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of a manifest's file."""
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest of ``directory``: a reader, or a crash, meets the old one or the new one."""
     with temporary_file(directory) as file:
-        file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+        file.write(encode_manifest(manifest))
     os.replace(file.name, directory / MANIFEST_NAME)
     sync_directory(directory)
 
 
-def _refusal(path: Path, content: bytes, error: ValidationError) -> str:
+def _refusal(path: str, content: bytes, error: ValidationError) -> str:
     version = _format_version(content)
     if isinstance(version, int) and version > MANIFEST_FORMAT_VERSION:
         return f"The pool manifest {path} was written by a newer vllm-dare; upgrade vllm-dare to read it."
