@@ -21,6 +21,7 @@ from vllm_dare.engine.draft_metrics import DraftMetrics, compile_metrics
 from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.metrics_file import OTHER_GROUPS, MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
+from vllm_dare.engine.shared_pool import SharedPool
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.pool import RetrievalPool
@@ -107,14 +108,20 @@ class DareProposer:
         plugin.prepare_worker()
         self.config = DareConfig.from_additional_config(vllm_config.additional_config)
         self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
-        pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
+        self._shared = SharedPool.of(self.config, on_outage=self._count_outage)
+        directory = self._shared.mirror.pool if self._shared is not None else self.config.pool
+        pool = RetrievalPool.open(directory) if directory is not None else None
         self._learner = (
             Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
         )
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
         self._watch = (
-            PoolWatch(pool, verify=self.config.verify_pool, on_failure=self._refused)
+            PoolWatch(
+                pool,
+                verify=self.config.verify_pool and self._shared is None,
+                on_failure=self._refused,
+            )
             if pool is not None
             else None
         )
@@ -150,6 +157,8 @@ class DareProposer:
             self._start_metrics(runner.parallel_config.data_parallel_index)
         if self._watch is not None and self._drafts_here:
             self._watch.start()
+        if self._shared is not None and self._drafts_here:
+            self._shared.start()
         if self._learner is not None and self._drafts_here:
             self._learner.start(self._gather)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
@@ -162,6 +171,8 @@ class DareProposer:
         self._log_meters()
         if self._watch is not None:
             self._watch.close()
+        if self._shared is not None:
+            self._shared.close()
         if self._learner is not None and self._drafts_here:
             with self._states_lock:
                 self._learn(list(self._states.values()))
@@ -339,6 +350,10 @@ class DareProposer:
         sources = self._sources(group)
         return replace(state, sources=sources, memory=sources.memory(), group=group, label=self._label(group))
 
+    def _count_outage(self) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.add("errors", label="store")
+
     def _refused(self, error: Exception) -> None:
         if self._metrics_file is not None:
             self._metrics_file.add("errors", label="reload")
@@ -402,6 +417,8 @@ class DareProposer:
 
     def _sources(self, group: str | None) -> Sources:
         """The segments of a request's group and the global ones; where a file has gone, the latter alone."""
+        if self._shared is not None:
+            self._shared.want(group, self.drafter.pool)
         for choice in (group, None):
             try:
                 return self.drafter.sources(choice)

@@ -1,0 +1,87 @@
+"""Following a store in the background while an engine serves."""
+
+import threading
+from collections.abc import Callable
+
+from vllm_dare.store.cache import CacheFullError
+from vllm_dare.store.mirror import Mirror
+
+_TICK_SECONDS = 1.0  # how long groups that requests ask for are gathered
+_TICKS_TO_LOOK = 5  # how often the store is asked for a newer version
+
+
+class Follower:
+    """Keeps a mirror up to date, and fetches the groups that requests ask for.
+
+    Whatever fails is tried again; serving goes on with what is here.
+
+    Args:
+        mirror: what to keep up to date.
+        is_failing: whether the store could not be reached at start, which has been told already.
+        on_failure: called with the first of several failures in a row.
+        on_recovery: called when things work again after that.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        *,
+        is_failing: bool = False,
+        on_failure: Callable[[Exception], None],
+        on_recovery: Callable[[], None],
+    ) -> None:
+        self._mirror = mirror
+        self._is_failing = is_failing
+        self._on_failure = on_failure
+        self._on_recovery = on_recovery
+        self._wanted: set[str] = set()
+        self._refused: set[str] = set()  # groups that the cache has no room for
+        self._told_of_room = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vllm-dare-store", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the background work, now or when the store answers."""
+        self._closing.set()
+
+    def want(self, group: str) -> None:
+        """Have the text of a group fetched that is not here, if the store has it; takes no time."""
+        if group in self._mirror.groups and group not in self._refused:
+            self._wanted.add(group)
+
+    def round(self) -> None:
+        """Do once what there is to do."""
+        try:
+            self._sync()
+        except Exception as error:  # of any kind: it must not end the thread unnoticed
+            if not self._is_failing:
+                self._on_failure(error)
+            self._is_failing = True
+            return
+        if self._is_failing:
+            self._on_recovery()
+        self._is_failing = False
+
+    def _sync(self) -> None:
+        wanted = self._wanted.copy()
+        try:
+            self._mirror.sync(wanted)
+        except CacheFullError as error:
+            if not wanted:
+                raise
+            self._refused |= wanted
+            if not self._told_of_room:
+                self._on_failure(error)
+                self._told_of_room = True
+        self._wanted -= wanted
+
+    def _run(self) -> None:
+        ticks = 0
+        while not self._closing.wait(_TICK_SECONDS):
+            ticks += 1
+            if ticks % _TICKS_TO_LOOK == 0 or (self._wanted and not self._is_failing):
+                self.round()
