@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+pytest.importorskip("s3fs", reason="pools in object stores need the extra store")
+pytest.importorskip("moto", reason="the S3 server of the tests needs moto[server]")
+
 import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server

@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -111,9 +112,7 @@ class DareProposer:
         self._shared = SharedPool.of(self.config, on_outage=self._count_outage)
         directory = self._shared.mirror.pool if self._shared is not None else self.config.pool
         pool = RetrievalPool.open(directory) if directory is not None else None
-        self._learner = (
-            Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
-        )
+        self._learner = self._make_learner(pool)
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
         self._watch = (
@@ -171,15 +170,22 @@ class DareProposer:
         self._log_meters()
         if self._watch is not None:
             self._watch.close()
-        if self._shared is not None:
-            self._shared.close()
         if self._learner is not None and self._drafts_here:
             with self._states_lock:
                 self._learn(list(self._states.values()))
                 self._states.clear()
             self._learner.close()
+        if self._shared is not None:
+            self._shared.close()
         if self._metrics_file is not None:
             self._metrics_file.remove()
+
+    def _make_learner(self, pool: RetrievalPool | None) -> Learner | None:
+        if self.config.live is None or pool is None:
+            return None
+        if self._shared is None:
+            return Learner(self.config.live, pool)
+        return Learner(self.config.live, pool, partial(self._shared.pass_on, pool.tokenizer))
 
     def _start_metrics(self, engine: int) -> None:
         directory = metrics_endpoint.directory()

@@ -1,13 +1,16 @@
 """A store's pool in one engine: where it is on this node, and what the log says of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vllm.logger import init_logger
 
 from vllm_dare.config import DareConfig
+from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.store.follow import Follower
 from vllm_dare.store.mirror import Mirror, open_mirror
+from vllm_dare.store.outbox import Outbox
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
 
@@ -29,8 +32,10 @@ class SharedPool:
         # A failure here is one that the front end has met just before, and logged.
         self._mirror, failure = open_mirror(url, may_be_empty=learns)
         self._on_outage = on_outage
+        self._outbox = Outbox(self._mirror.place) if learns else None
         self._follower = Follower(
             self._mirror,
+            self._outbox,
             is_failing=failure is not None,
             on_failure=self._failed,
             on_recovery=self._recovered,
@@ -47,6 +52,15 @@ class SharedPool:
     def mirror(self) -> Mirror:
         """The copy."""
         return self._mirror
+
+    def pass_on(self, tokenizer: TokenizerInfo, documents: Sequence[LiveDocument]) -> None:
+        """Send learned text to the store, when it can be reached.
+
+        Raises:
+            OSError: it cannot be written to disk.
+        """
+        if self._outbox is not None:
+            self._outbox.add(documents, tokenizer)
 
     def start(self) -> None:
         """Begin to follow the store."""

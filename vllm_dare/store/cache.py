@@ -53,6 +53,11 @@ def cache_limit() -> int:
     return int(gigabytes * 1e9)
 
 
+def pool_directory(location: Path | str) -> Path:
+    """Where an engine finds its pool: the directory itself, or that which a store's pool is fetched into."""
+    return location if isinstance(location, Path) else cache_root() / _name(location, "") / _POOL
+
+
 class Place:
     """A store's directory in the cache; made if it is missing, and kept from being emptied until `close`.
 
@@ -147,6 +152,7 @@ def _num_bytes(place: Path) -> int:
 
 def _name(url: str, purpose: str) -> str:
     """What somebody who looks at the cache recognizes, and no other store has."""
+    url = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url)[-40:].strip("-")
     return "-".join(filter(None, (readable, hashlib.sha256(url.encode()).hexdigest()[:8], purpose)))
 

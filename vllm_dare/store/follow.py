@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 from vllm_dare.store.cache import CacheFullError
 from vllm_dare.store.mirror import Mirror
+from vllm_dare.store.outbox import Outbox
 
 _TICK_SECONDS = 1.0  # how long groups that requests ask for are gathered
+_JOIN_SECONDS = 1.5  # vLLM kills an engine that takes more than five seconds to end, and learning has three
 _TICKS_TO_LOOK = 5  # how often the store is asked for a newer version
 
 
@@ -17,6 +19,7 @@ class Follower:
 
     Args:
         mirror: what to keep up to date.
+        outbox: learned text to be sent; None without learning.
         is_failing: whether the store could not be reached at start, which has been told already.
         on_failure: called with the first of several failures in a row.
         on_recovery: called when things work again after that.
@@ -25,12 +28,14 @@ class Follower:
     def __init__(
         self,
         mirror: Mirror,
+        outbox: Outbox | None = None,
         *,
         is_failing: bool = False,
         on_failure: Callable[[Exception], None],
         on_recovery: Callable[[], None],
     ) -> None:
         self._mirror = mirror
+        self._outbox = outbox
         self._is_failing = is_failing
         self._on_failure = on_failure
         self._on_recovery = on_recovery
@@ -45,8 +50,10 @@ class Follower:
         self._thread.start()
 
     def close(self) -> None:
-        """End the background work, now or when the store answers."""
+        """End the background work, once what is left is sent, if that can be done at once."""
         self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
 
     def want(self, group: str) -> None:
         """Have the text of a group fetched that is not here, if the store has it; takes no time."""
@@ -69,15 +76,19 @@ class Follower:
     def _sync(self) -> None:
         wanted = self._wanted.copy()
         try:
-            self._mirror.sync(wanted)
+            latest = self._mirror.sync(wanted)
         except CacheFullError as error:
             if not wanted:
                 raise
             self._refused |= wanted
+            self._wanted -= wanted
             if not self._told_of_room:
                 self._on_failure(error)
                 self._told_of_room = True
+            return
         self._wanted -= wanted
+        if self._outbox is not None:
+            self._outbox.tend(self._mirror.store, latest)
 
     def _run(self) -> None:
         ticks = 0
@@ -85,3 +96,5 @@ class Follower:
             ticks += 1
             if ticks % _TICKS_TO_LOOK == 0 or (self._wanted and not self._is_failing):
                 self.round()
+        if self._outbox is not None and not self._is_failing:
+            self.round()

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vllm_dare.errors import DareError
-
 # `file:/mnt/pool` is a URL, too; a directory may have a colon in its name.
 _URL = re.compile(r"^(file:|[a-z][a-z0-9+.-]*://)")
 
@@ -26,14 +24,3 @@ def read_location(value: Any) -> Path | str | None:
     if not isinstance(value, str):
         raise ValueError("a directory or a URL is needed")
     return value if is_url(value) else Path(value)
-
-
-def directory(value: str) -> Path:
-    """An option's value where only a directory will do.
-
-    Raises:
-        DareError: it is a URL.
-    """
-    if is_url(value):
-        raise DareError(f"A directory is needed here, not {value}: fetch it with `vllm-dare pool pull`.")
-    return Path(value)

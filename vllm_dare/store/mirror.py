@@ -5,6 +5,7 @@ others look like groups without text, for which everybody's text drafts; once fe
 newer version of a pool does (`vllm_dare.pool.watch`), so that no look-up ever waits for the network.
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -94,6 +95,13 @@ class Mirror:
             ) from None
         self._remove_old_files()
         return latest
+
+    def adopt(self, directory: Path, manifest: Manifest) -> None:
+        """Take over the files of a version that was made on this node, so that nobody fetches them."""
+        with self.place.locked():
+            for name in files_of(manifest):
+                if not (self.pool / name).exists():
+                    os.replace(directory / name, self.pool / name)
 
     def close(self) -> None:
         """Let others remove what is here."""

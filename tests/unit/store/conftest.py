@@ -8,14 +8,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.store_server import BUCKET, StoreServer, running_store
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.tokenizer import TokenizerInfo, load_tokenizer, tokenizer_info
-
-pytest.importorskip("s3fs", reason="pools in object stores need the extra store")
-pytest.importorskip("moto", reason="the S3 server of the tests needs moto[server]")
-
-from tests.store_server import BUCKET, StoreServer, running_store
 
 MakePool = Callable[..., Path]
 
@@ -80,6 +76,8 @@ def make_pool(tokenizer: str, tmp_path: Path) -> MakePool:
     """Builds a pool of (id, text, group) triples."""
 
     def make(name: str, rows: Iterable[tuple[str, str, str | None]], **options: Any) -> Path:
+        output = tmp_path / name
+        output.parent.mkdir(parents=True, exist_ok=True)
         build_pool(
             [Document(id=i, text=text, group=group) for i, text, group in rows],
             tokenizer,

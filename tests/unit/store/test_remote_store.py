@@ -5,7 +5,7 @@ import pytest
 from tests.store_server import StoreServer
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool.tensor_file import content_hash
-from vllm_dare.store.location import directory, is_url, read_location
+from vllm_dare.store.location import is_url, read_location
 from vllm_dare.store.remote import Store
 
 
@@ -87,9 +87,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_a_url() -> None:
     assert all(map(is_url, ("s3://a", "file:/a", "file:///a", "hf://datasets/a/b")))
     assert not any(map(is_url, ("pool", "./pool", "/a/b:c", "C:pool", "s3:/a")))
-    assert read_location("pool") == Path("pool") == directory("pool")
+    assert read_location("pool") == Path("pool")
     assert read_location("s3://a/b") == "s3://a/b"
     with pytest.raises(ValueError, match="a directory or a URL"):
         read_location(3)
-    with pytest.raises(ValueError, match="A directory is needed here, not s3://a"):
-        directory("s3://a")
