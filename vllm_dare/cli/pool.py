@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vllm_dare.cli.pool_changes import drop, prune, refresh
-from vllm_dare.cli.pool_store import pull, push
+from vllm_dare.cli.pool_store import compact, pull, push
 from vllm_dare.cli.progress import progress_bars
 from vllm_dare.store.location import is_url
 
@@ -24,6 +24,7 @@ app.command()(refresh)
 app.command()(drop)
 app.command()(push)
 app.command()(pull)
+app.command()(compact)
 
 PoolDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A pool directory.")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="The pool directory to write.")]

@@ -1,5 +1,7 @@
-"""`vllm-dare pool push` and `pull`: pools in object stores."""
+"""`vllm-dare pool push`, `pull` and `compact`: pools in object stores."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -42,3 +44,34 @@ def pull(
     with progress_bars() as progress_of:
         manifest = pull_pool(url, output, progress=progress_of("files fetched"))
     typer.echo(f"Pulled {url} to {output}: {len(manifest.segments):,} segment files.")
+
+
+def compact(
+    url: Url,
+    *,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Keep at most so many tokens.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Merge what engines have learned into a store's pool; the oldest text goes where there is too much.
+
+    A document whose id comes again replaces the older one. Run this now and then, from anywhere: one at a
+    time works, and one that is killed has changed nothing or all.
+    """
+    from vllm_dare.store.compact import compact
+
+    with progress_bars() as progress_of:
+        report = compact(url, tokens, progress=progress_of("tokens sorted"))
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    if report.num_tokens is None:
+        typer.echo(f"{url} has nothing to merge.")
+    else:
+        typer.echo(
+            f"Merged {report.num_new:,} learned documents into {url}; {report.num_replaced:,} gave way to a "
+            f"newer one of the same id. The pool has {report.num_tokens:,} tokens."
+        )
+    if report.num_foreign:
+        typer.echo(f"{report.num_foreign:,} learned documents of another tokenizer were left out for good.")
+    if report.num_removed:
+        typer.echo(f"{report.num_removed:,} files that nobody needs any more went.")
