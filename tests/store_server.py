@@ -32,14 +32,14 @@ class _QuietHandler(WSGIRequestHandler):
 class StoreServer:
     """A server; `requests` counts (method, path) since it was last cleared.
 
-    moto looks at a condition and then writes, in two steps. S3 does both at once, and so does this: one
-    writing request after the other.
+    moto looks at a condition and then writes, in two steps, and reads what is just being replaced. S3 does
+    neither, and nor does this: one request after the other.
     """
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         self._app = DomainDispatcherApplication(create_backend_app)
-        self._writing = threading.Lock()
+        self._answering = threading.Lock()
         self._server: BaseWSGIServer | None = None
         self._thread: threading.Thread | None = None
         self._port = 0
@@ -69,11 +69,8 @@ class StoreServer:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        method = environ["REQUEST_METHOD"]
-        self.requests[method, environ["PATH_INFO"]] += 1
-        if method in ("GET", "HEAD"):
-            return self._app(environ, start_response)
-        with self._writing:
+        with self._answering:
+            self.requests[environ["REQUEST_METHOD"], environ["PATH_INFO"]] += 1
             return list(self._app(environ, start_response))
 
 

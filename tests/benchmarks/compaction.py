@@ -14,10 +14,11 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,11 @@ from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.store.batch import read_batch
 from vllm_dare.store.cache import Place
-from vllm_dare.store.collect import is_absorbed
 from vllm_dare.store.compact import compact
 from vllm_dare.store.latest import read_latest
 from vllm_dare.store.mirror import Mirror
-from vllm_dare.store.outbox import Outbox
-from vllm_dare.store.remote import LIVE, Store
+from vllm_dare.store.outbox import Outbox, sent_batches
+from vllm_dare.store.remote import Store
 
 from ..store_server import BUCKET, running_store
 
@@ -109,9 +109,9 @@ class Nodes:
         """The documents of the batches that are in the store and not in its pool."""
         latest = read_latest(self.store)
         keys: Counter[int] = Counter()
-        for file in self.store.files(LIVE):
-            if not is_absorbed(latest, file.name):
-                path = self.store.fetch(file.name, directory)
+        for batch in sent_batches(self.store):
+            if not batch.is_absorbed(latest):
+                path = self.store.fetch(batch.name, directory)
                 keys.update(document.key for document in read_batch(path).documents)
         return keys
 
@@ -158,8 +158,13 @@ def found(nodes: Nodes, mirror: Mirror, directory: Path) -> tuple[Counter[int], 
                 return both
 
 
-def campaign(rounds: int, seed: int = 0) -> dict[str, Any]:
+def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """Run the rounds on a server of this process.
+
+    Args:
+        rounds: how many.
+        seed: of what is left to chance, but for the time that things take.
+        progress: called with the number of rounds that are done.
 
     Returns:
         What happened.
@@ -209,6 +214,7 @@ def campaign(rounds: int, seed: int = 0) -> dict[str, Any]:
             waiting, pool = found(nodes, mirror, directory)
             assert waiting + pool == nodes.learned, f"lost or doubled: {nodes.learned} {waiting} {pool}"
             events["unfinished"] += bool(waiting)
+            progress(number + 1)
         time.sleep(LEASE_SECONDS)
         compact(url, lease_seconds=LEASE_SECONDS)
         assert found(nodes, mirror, directory) == (Counter(), nodes.learned)
@@ -231,7 +237,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    for name, value in campaign(arguments.rounds, arguments.seed).items():
+
+    def show(done: int) -> None:
+        print(f"\r{done} rounds without fault", end="", file=sys.stderr)
+
+    for name, value in campaign(arguments.rounds, arguments.seed, show).items():
         print(f"{name}: {value}")
 
 

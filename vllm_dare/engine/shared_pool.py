@@ -30,7 +30,7 @@ class SharedPool:
 
     def __init__(self, url: str, *, learns: bool, on_outage: Callable[[], None]) -> None:
         # A failure here is one that the front end has met just before, and logged.
-        self._mirror, failure = open_mirror(url, may_be_empty=learns)
+        self._mirror, failure = open_mirror(url, learns=learns)
         self._on_outage = on_outage
         self._outbox = Outbox(self._mirror.place) if learns else None
         self._follower = Follower(

@@ -122,7 +122,7 @@ def _directory(config: DareConfig) -> tuple[Path, bool]:
     from vllm_dare.store.mirror import open_mirror
 
     # Never closed, so that the cache keeps it until the worker has opened it, too.
-    mirror, failure = open_mirror(config.pool, may_be_empty=config.live is not None)
+    mirror, failure = open_mirror(config.pool, learns=config.live is not None)
     if failure is not None:
         logger.warning("DARE: %s Until it can, the cached pool %s serves.", failure, mirror.pool)
     return mirror.pool, True

@@ -36,7 +36,7 @@ def check_pool(pool: Path | str, model: str, learn: bool = False) -> None:
         from vllm_dare.store.mirror import open_mirror
 
         # Never closed, so that the cache keeps it until the engine has opened it, too.
-        directory = open_mirror(pool, may_be_empty=learn)[0].pool
+        directory = open_mirror(pool, learns=learn)[0].pool
     else:
         directory = pool
     if learn and not (directory.is_dir() and any(directory.iterdir())) and not directory.is_file():

@@ -1,14 +1,13 @@
 """Removing files from a store that nobody needs any more."""
 
 import time
-from pathlib import Path
 
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY
 from vllm_dare.store.latest import Latest, files_of, read_version, version_file
 from vllm_dare.store.lease import GRACE_SECONDS, Lease
-from vllm_dare.store.outbox import number_of
-from vllm_dare.store.remote import LIVE, MANIFESTS, Store
+from vllm_dare.store.outbox import sent_batches
+from vllm_dare.store.remote import MANIFESTS, Store
 
 _OWN_FOLDERS = (SEGMENTS_DIRECTORY, MANIFESTS)
 _OWN_PREFIXES = ("assignments-", "router-")
@@ -27,7 +26,7 @@ def collect(store: Store, lease: Lease) -> int:
         PoolError: a version cannot be read, or the store cannot be used.
     """
     latest = lease.latest
-    absorbed = [file.name for file in store.files(LIVE) if is_absorbed(latest, file.name)]
+    absorbed = [batch.name for batch in sent_batches(store) if batch.is_absorbed(latest)]
     kept = _needed(store, latest)
     old = [
         file.name
@@ -42,16 +41,6 @@ def collect(store: Store, lease: Lease) -> int:
         store.remove(name)
         num_removed += 1
     return num_removed
-
-
-def is_absorbed(latest: Latest, name: str) -> bool:
-    """Whether a batch of learned text is part of the pool."""
-    return number_of(Path(name)) <= latest.absorbed.get(outbox_of(name), 0)
-
-
-def outbox_of(name: str) -> str:
-    """The outbox that a batch comes from."""
-    return Path(name).parent.name
 
 
 def _needed(store: Store, latest: Latest) -> set[str]:

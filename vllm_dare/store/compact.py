@@ -25,12 +25,12 @@ from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, Progress, write_pool
 from vllm_dare.store.batch import Batch, read_batch
 from vllm_dare.store.cache import cache_root
-from vllm_dare.store.collect import collect, is_absorbed, outbox_of
+from vllm_dare.store.collect import collect
 from vllm_dare.store.latest import Latest
 from vllm_dare.store.lease import LEASE_SECONDS, Lease
 from vllm_dare.store.mirror import Mirror
-from vllm_dare.store.outbox import number_of
-from vllm_dare.store.remote import LIVE, Store
+from vllm_dare.store.outbox import SentBatch, sent_batches
+from vllm_dare.store.remote import Store
 from vllm_dare.store.transfer import fetch_files, present_files, upload_version
 
 # A text of no known id that comes again replaces itself, as in `vllm_dare.pool.refresh`.
@@ -81,10 +81,10 @@ def compact(
     """
     store = Store(url)
     with Lease(store, lease_seconds) as lease, _workspace() as directory:
-        names = _waiting(store, lease.latest)
-        if not names:
+        waiting = [batch for batch in sent_batches(store) if not batch.is_absorbed(lease.latest)]
+        if not waiting:
             return CompactReport(0, 0, 0, 0, None, collect(store, lease))
-        batches = _fetch(store, names, directory)
+        batches = _fetch(store, [batch.name for batch in waiting], directory)
         mirror = Mirror(url, whole=True)
         try:
             tokenizer = _prepare(mirror, lease.latest, batches)
@@ -96,7 +96,7 @@ def compact(
                     content = bounded(content, num_tokens)
                 manifest = write_pool(content, directory / "pool", progress=progress)
             version = upload_version(store, directory / "pool", manifest, present_files(lease))
-            lease.publish(version, _absorbed(lease.latest, names))
+            lease.publish(version, _absorbed(lease.latest, waiting))
             mirror.adopt(directory / "pool", manifest)
             mirror.sync(latest=lease.latest)
         finally:
@@ -111,17 +111,11 @@ def compact(
         )
 
 
-def _waiting(store: Store, latest: Latest) -> list[str]:
-    """The names of the batches that are in the store and not in its pool."""
-    names = [file.name for file in store.files(LIVE)]
-    return [name for name in names if not is_absorbed(latest, name)]
-
-
-def _absorbed(latest: Latest, names: Sequence[str]) -> Mapping[str, int]:
+def _absorbed(latest: Latest, merged: Sequence[SentBatch]) -> Mapping[str, int]:
+    """What the pool has absorbed once these batches are part of it."""
     absorbed = dict(latest.absorbed)
-    for name in names:
-        outbox = outbox_of(name)
-        absorbed[outbox] = max(absorbed.get(outbox, 0), number_of(Path(name)))
+    for batch in merged:
+        absorbed[batch.outbox] = max(absorbed.get(batch.outbox, 0), batch.number)
     return absorbed
 
 

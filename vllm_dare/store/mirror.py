@@ -24,6 +24,7 @@ from vllm_dare.pool.writer import remove_unread
 from vllm_dare.store.cache import Place, make_room
 from vllm_dare.store.latest import Latest, files_of, read_latest, read_version
 from vllm_dare.store.remote import MANIFESTS, Store
+from vllm_dare.store.swap import swap_of
 from vllm_dare.store.transfer import Progress, fetch_files
 
 
@@ -166,20 +167,23 @@ class Mirror:
             return
 
 
-def open_mirror(url: str, *, may_be_empty: bool = False) -> tuple[Mirror, StoreError | None]:
+def open_mirror(url: str, *, learns: bool = False) -> tuple[Mirror, StoreError | None]:
     """The pool of a store, as it is now; where the store cannot be reached, as it was the last time.
 
     Args:
         url: the store.
-        may_be_empty: whether there need not be a pool yet.
+        learns: whether what is learned is to go into it, in which case there need not be a pool yet.
 
     Returns:
         The mirror, and why the store could not be reached.
 
     Raises:
-        PoolError: there is no pool, or nothing is here and the store cannot be reached.
+        PoolError: there is no pool, or nothing is here and the store cannot be reached, or it can only be
+            read and is to be learned into.
     """
     mirror = Mirror(url)
+    if learns:
+        swap_of(mirror.store)
     try:
         latest = mirror.sync()
     except StoreError as error:
@@ -187,7 +191,7 @@ def open_mirror(url: str, *, may_be_empty: bool = False) -> tuple[Mirror, StoreE
             mirror.close()
             raise
         return mirror, error
-    if latest.manifest is None and not may_be_empty:
+    if latest.manifest is None and not learns:
         mirror.close()
         read_version(mirror.store, None)
     return mirror, None

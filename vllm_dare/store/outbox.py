@@ -12,10 +12,12 @@ if its file has been merged and removed in between.
 
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from vllm_dare.pool.drop import forget_learned
 from vllm_dare.pool.files import replace_text, sync_directory
@@ -31,6 +33,8 @@ from vllm_dare.store.latest import Latest
 from vllm_dare.store.remote import LIVE, Store
 
 _DIGITS = 12
+# Names become paths: this keeps them inside a directory.
+_SENT = re.compile(rf"{LIVE}/([0-9a-f]{{32}})/([0-9]{{{_DIGITS}}})-[0-9a-f]{{32}}\.safetensors")
 _MAX_BYTES = 2**30  # of batches that wait; while the store cannot be reached for long, the oldest go
 
 
@@ -143,6 +147,34 @@ class Outbox:
 def number_of(path: Path) -> int:
     """A batch's number, from its name."""
     return int(path.name[:_DIGITS])
+
+
+class SentBatch(NamedTuple):
+    """A batch in a store.
+
+    Attributes:
+        name: of the file.
+        outbox: where it comes from.
+        number: its number there.
+    """
+
+    name: str
+    outbox: str
+    number: int
+
+    def is_absorbed(self, latest: Latest) -> bool:
+        """Whether it is part of the pool."""
+        return self.number <= latest.absorbed.get(self.outbox, 0)
+
+
+def sent_batches(store: Store) -> list[SentBatch]:
+    """The batches in a store; other files that lie there are left alone.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    found = [_SENT.fullmatch(file.name) for file in store.files(LIVE)]
+    return [SentBatch(match[0], match[1], int(match[2])) for match in found if match is not None]
 
 
 def _lock(descriptor: int, operation: int) -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 from vllm_dare.pool.summary import PoolSummary, summarize
 from vllm_dare.routing.router_file import RouterFile
 from vllm_dare.store.latest import read_latest, read_version
-from vllm_dare.store.remote import LIVE, Store
+from vllm_dare.store.outbox import sent_batches
+from vllm_dare.store.remote import Store
 
 
 def summarize_store(url: str) -> tuple[PoolSummary, str]:
@@ -16,13 +17,12 @@ def summarize_store(url: str) -> tuple[PoolSummary, str]:
         PoolError: there is no pool at ``url``, it is damaged, or the store cannot be used.
     """
     store = Store(url)
-    manifest, _ = read_version(store, read_latest(store).manifest)
+    latest = read_latest(store)
+    manifest, _ = read_version(store, latest.manifest)
     with tempfile.TemporaryDirectory() as directory:
         routers = [RouterFile.open(store.fetch(name, Path(directory))) for name in manifest.routers]
         pool = summarize(manifest, routers)
-    live = store.files(LIVE)
-    num_bytes = sum(file.num_bytes for file in live)
-    if not live:
+    waiting = sum(not batch.is_absorbed(latest) for batch in sent_batches(store))
+    if not waiting:
         return pool, "No learned text waits to be merged."
-    size = f"{len(live):,} files of learned text ({num_bytes / 1e6:,.1f} MB)"
-    return pool, f"{size} are there for `vllm-dare pool compact`."
+    return pool, f"{waiting:,} batches of learned text wait for `vllm-dare pool compact`."

@@ -135,9 +135,14 @@ def test_without_the_store_the_cache_serves(server: StoreServer, s3_url: str, ma
 def test_an_empty_store(url: str) -> None:
     with pytest.raises(StoreError, match=r"no pool at .* yet"):
         open_mirror(url)
-    mirror, failure = open_mirror(url, may_be_empty=True)
+    mirror, failure = open_mirror(url, learns=True)
     assert failure is None
     assert not mirror.pool.exists()
+
+
+def test_what_can_only_be_read_is_not_learned_into() -> None:
+    with pytest.raises(StoreError, match="can be read, but not written to"):
+        open_mirror("memory://some/pool", learns=True)
 
 
 def test_what_arrives_damaged_is_not_used(pushed: str) -> None:
