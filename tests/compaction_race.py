@@ -61,7 +61,7 @@ def compact_for_ever(url: str, environment: dict[str, str], log: str) -> None:
 
 
 def leave_out_fit(*_: Any) -> None:
-    """In place of fitting how far contexts are trusted, most of the time of a small pool and no part in this."""
+    """In place of fitting how far contexts are trusted, which takes long and has no part in this."""
 
 
 def _log(log: str, line: str) -> None:
