@@ -9,6 +9,7 @@ from vllm_dare.store.outbox import Outbox
 
 _TICK_SECONDS = 1.0  # how long groups that requests ask for are gathered
 _JOIN_SECONDS = 1.5  # vLLM kills an engine that takes more than five seconds to end, and learning has three
+_GROUPS_A_TICK = 2000  # so many are opened in a fraction of a second
 _TICKS_TO_LOOK = 5  # how often the store is asked for a newer version
 
 
@@ -60,10 +61,10 @@ class Follower:
         if group in self._mirror.groups and group not in self._refused:
             self._wanted.add(group)
 
-    def round(self) -> None:
-        """Do once what there is to do."""
+    def round(self, fetch: bool = True) -> None:
+        """Do once what there is to do, with or without fetching the groups that are asked for."""
         try:
-            self._sync()
+            self._sync(self._wanted.copy() if fetch else set())
         except Exception as error:  # of any kind: it must not end the thread unnoticed
             if not self._is_failing:
                 self._on_failure(error)
@@ -73,8 +74,7 @@ class Follower:
             self._on_recovery()
         self._is_failing = False
 
-    def _sync(self) -> None:
-        wanted = self._wanted.copy()
+    def _sync(self, wanted: set[str]) -> None:
         try:
             latest = self._mirror.sync(wanted)
         except CacheFullError as error:
@@ -91,10 +91,16 @@ class Follower:
             self._outbox.tend(self._mirror.store, latest)
 
     def _run(self) -> None:
-        ticks = 0
+        ticks = fetched_at = 0
         while not self._closing.wait(_TICK_SECONDS):
             ticks += 1
-            if ticks % _TICKS_TO_LOOK == 0 or (self._wanted and not self._is_failing):
-                self.round()
+            fetch = bool(self._wanted) and ticks - fetched_at >= self._ticks_to_gather()
+            if ticks % _TICKS_TO_LOOK == 0 or (fetch and not self._is_failing):
+                self.round(fetch)
+                fetched_at = ticks if fetch else fetched_at
         if self._outbox is not None and not self._is_failing:
             self.round()
+
+    def _ticks_to_gather(self) -> int:
+        """Whenever groups have come, the engine opens the pool anew: less often the more there are."""
+        return 1 + self._mirror.num_groups_here // _GROUPS_A_TICK

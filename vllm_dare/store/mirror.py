@@ -40,6 +40,7 @@ class Mirror:
         place: where in the cache that is.
         store: the store.
         groups: the names of all groups of the store's pool, as it was at the last `sync`; empty before.
+        num_groups_here: how many of them are in the pool directory.
         num_fetched: how many files this process has fetched.
 
     Raises:
@@ -51,8 +52,10 @@ class Mirror:
         self.place = Place(self.store.url, "whole" if whole else "")
         self.pool = self.place.pool
         self.groups: Collection[str] = frozenset()
+        self.num_groups_here = 0
         self.num_fetched = 0
         self._whole = whole
+        self._known: tuple[str | None, Manifest] | None = None
         self._synced: tuple[str | None, tuple[int, ...]] | None = None
         self._has_old_files = False
 
@@ -76,26 +79,29 @@ class Mirror:
             CacheFullError: the cache has no room.
             PoolError: what came is damaged, or cannot be written.
         """
-        latest = latest or read_latest(self.store)
-        if latest.manifest is None or (not wanted and self._is_here(latest.manifest)):
+        found = latest or read_latest(self.store)
+        if found.manifest is None or (not wanted and self._is_here(found.manifest)):
             self._remove_old_files()
-            return latest
+            return found
         try:
             with self.place.locked():
-                version = self._version(latest.manifest)
+                # Asked again, or another process's newer version might give way to the one seen above.
+                found = latest or read_latest(self.store)
+                version = self._version(found.manifest)
                 manifest = self._part(version, wanted)
+                self.num_groups_here = len(manifest.groups)
                 self._fetch(manifest, progress)
                 if self._present() != manifest:
                     write_manifest(self.pool, manifest)
                     self._has_old_files = True
                 self.groups = version.groups.keys()
-                self._synced = latest.manifest, manifest_signature(self.pool)
+                self._synced = found.manifest, manifest_signature(self.pool)
         except OSError as error:
             raise PoolError(
                 f"Cannot write to {self.pool} ({error.strerror or error}); check its permissions and space."
             ) from None
         self._remove_old_files()
-        return latest
+        return found
 
     def adopt(self, directory: Path, manifest: Manifest) -> None:
         """Take over the files of a version that was made on this node, so that nobody fetches them."""
@@ -115,8 +121,13 @@ class Mirror:
         except OSError:
             return False
 
-    def _version(self, name: str) -> Manifest:
+    def _version(self, name: str | None) -> Manifest:
         """A version with all its groups; fetched once, as it never changes."""
+        if self._known is None or self._known[0] != name:
+            self._known = name, self._read_version(name)
+        return self._known[1]
+
+    def _read_version(self, name: str | None) -> Manifest:
         directory = self.place.root / MANIFESTS
         path = directory / f"{name}.json"
         if path.exists():
