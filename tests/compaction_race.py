@@ -39,8 +39,7 @@ from vllm_dare.store.remote import Store
 
 INFO = TokenizerInfo(name="numbers", fingerprint="0" * 16, vocab_size=1000)
 GROUPS = ("users/a", "users/b", None)
-LEASE_SECONDS = 2.0
-PAUSE_SECONDS = 2.5
+LEASE_SECONDS = 1.0
 
 
 def compact_for_ever(url: str, environment: dict[str, str], log: str) -> None:
@@ -136,15 +135,23 @@ def merged(mirror: Mirror) -> Counter[int]:
     return keys
 
 
-def disturb(process: Any, seconds: float, chance: random.Random) -> str:
-    """Kill a process at a random moment, perhaps after a pause; says what was done."""
+def disturb(process: Any, seconds: float, nodes: Nodes, chance: random.Random) -> str:
+    """Kill a process at a random moment, perhaps after a pause; says what was done.
+
+    Args:
+        process: a compactor.
+        seconds: how long a compaction takes.
+        nodes: learn during the pause, in which the other compactor can take over, merge and publish.
+        chance: what decides.
+    """
     time.sleep(chance.uniform(0, seconds))
-    paused = chance.random() < 0.3
+    paused = chance.random() < 0.4
     if paused:
         os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(PAUSE_SECONDS)
+        nodes.learn()
+        time.sleep(LEASE_SECONDS + seconds * chance.uniform(0, 2))
         os.kill(process.pid, signal.SIGCONT)
-        time.sleep(chance.uniform(0, seconds))
+        time.sleep(chance.uniform(0, 2 * seconds))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     return "paused" if paused else "killed"
@@ -204,7 +211,7 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
         began = time.monotonic()
         _wait_for(log, "merged", 1)
         seconds = time.monotonic() - began
-        disturb(first, 0, chance)
+        disturb(first, 0, nodes, chance)
         for number in range(rounds):
             nodes.learn()
             compactors = [start(0), start(1)]
@@ -212,7 +219,7 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
             _wait_for(log, "started", 2 * number + 3)
             nodes.learn()
             for compactor in chance.sample(compactors, 2):
-                events[disturb(compactor, seconds, chance)] += 1
+                events[disturb(compactor, seconds, nodes, chance)] += 1
             waiting, pool = found(nodes, mirror, directory)
             assert waiting + pool == nodes.learned, f"lost or doubled: {nodes.learned} {waiting} {pool}"
             events["unfinished"] += bool(waiting)
