@@ -46,9 +46,9 @@ def compact_for_ever(url: str, environment: dict[str, str], log: str) -> None:
     """What a compactor process does, as long as its parent lives; one line in the log for each try."""
     os.environ.update(environment)
     writer._fit = leave_out_fit  # type: ignore[assignment]
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
     _log(log, "started")
-    while os.getppid() == parent:
+    while parent is not None and parent.is_alive():
         try:
             outcome = "idle" if compact(url, lease_seconds=LEASE_SECONDS).num_tokens is None else "merged"
         except StoreError as error:

@@ -4,7 +4,7 @@ from tests.compaction_race import campaign
 
 
 def test_no_document_is_lost_or_doubled() -> None:
-    found = campaign(rounds=6, seed=1)
-    assert found["compactors killed"] == 12
+    found = campaign(rounds=8, seed=1)
+    assert found["compactors killed"] == 16
     assert found["documents learned"] > 20
     assert found["lost or doubled"] == 0
