@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_dare.errors import PoolError
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import prepare_pool
 from vllm_dare.pool.merge import least_trusted, pool_content
@@ -94,6 +95,10 @@ def compact(
                 content, new, num_replaced = _merged(pool, ours)
                 if num_tokens is not None:
                     content = bounded(content, num_tokens)
+                    if not count_tokens(content):
+                        raise PoolError(
+                            f"A budget of {num_tokens:,} tokens leaves no document in {url}; raise it."
+                        )
                 manifest = write_pool(content, directory / "pool", progress=progress)
             version = upload_version(store, directory / "pool", manifest, present_files(lease))
             lease.publish(version, _absorbed(lease.latest, waiting))
@@ -105,7 +110,7 @@ def compact(
             num_batches=len(batches),
             num_new=len(new),
             num_replaced=num_replaced,
-            num_foreign=sum(len(batch.documents) for batch in batches if batch not in ours),
+            num_foreign=_num_documents(batches) - _num_documents(ours),
             num_tokens=count_tokens(content),
             num_removed=collect(store, lease),
         )
@@ -155,8 +160,11 @@ def _merged(pool: RetrievalPool, batches: Sequence[Batch]) -> tuple[PoolContent,
         model=old.model,
     )
     content, num_replaced = joined(old, new)
-    num_learned = sum(len(batch.documents) for batch in batches)
-    return content, newest, num_replaced + num_learned - len(newest)
+    return content, newest, num_replaced + _num_documents(batches) - len(newest)
+
+
+def _num_documents(batches: Sequence[Batch]) -> int:
+    return sum(len(batch.documents) for batch in batches)
 
 
 def _newest(batches: Sequence[Batch]) -> list[LiveDocument]:

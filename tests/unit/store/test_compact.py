@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.store_server import StoreServer
 from vllm_dare.cli.app import app
-from vllm_dare.errors import StoreError
+from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.tokenizer import TokenizerInfo
@@ -109,6 +109,10 @@ def test_the_newest_text_of_an_id_stays(pushed: str, node: Node, tmp_path: Path)
 def test_a_budget_lets_the_oldest_go(pushed: str, node: Node, tmp_path: Path) -> None:
     node.learn(text(9, 5, 6))
     assert compact(pushed, 4).num_tokens == 3
+    assert held(pushed, tmp_path) == [[4], [5, 6]]
+    node.learn(text(8, 7, 8, 9))
+    with pytest.raises(PoolError, match="A budget of 2 tokens leaves no document"):
+        compact(pushed, 2)
     assert held(pushed, tmp_path) == [[4], [5, 6]]
 
 
