@@ -24,10 +24,11 @@ REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/make_reference.py. Do not edit. -->\n\n"
 
 MEANINGS = {
-    "pool": "pool directory; without one, drafts come from each request's own text",
+    "pool": "pool directory, or the URL of a store; without one, drafts come from each request's own text",
     "allow_override": "whether requests may choose their own rule of verification",
     "allow_groups": "whether requests may say whose text drafts (`dare_group`, `dare_user` and the like)",
-    "verify_pool": "whether start-up reads every segment and compares its checksum (about a second per GB)",
+    "verify_pool": "whether start-up reads every segment and compares its checksum (about a second per GB); "
+    "not what comes from a store",
     "draft_budget": "`auto` sends the drafts that pay at the engine's load, `fixed` all there are",
     "live": "learns while serving; absent, nothing is learned; `{}` learns with the defaults below",
     "live.max_tokens": "the most tokens kept, on disk and in memory together; the oldest go first",

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from vllm_dare.errors import ConfigError
+from vllm_dare.store.location import read_location
 from vllm_dare.verification.rule import RuleLimits, VerificationConfig
 
 
@@ -31,7 +32,8 @@ class DareConfig(BaseModel):
     """What an operator may set, in ``additional_config={"dare": {...}}``.
 
     Attributes:
-        pool: the pool directory; None drafts from each request's own text alone.
+        pool: the pool directory, or the URL of a store, see `vllm_dare.store`; None drafts from each
+            request's own text alone.
         verification: see `VerificationConfig`; strict by default, which changes no output.
         allow_override: whether a request may choose its own rule (``dare_verification``, ``dare_preset`` and
             the bounds).
@@ -39,6 +41,7 @@ class DareConfig(BaseModel):
             like). Who may name a group can learn by timing what text is in it.
         limits: the loosest rule that a request may choose, see `RuleLimits`.
         verify_pool: whether start-up reads every segment and compares its checksum (about a second per GB).
+            What comes from a store is checked when it is fetched, and then not again.
         live: see `LiveConfig`; None, the default, learns nothing. Needs a pool, which may still be missing.
         draft_budget: "auto" sends the drafts that pay at the engine's load, see
             `vllm_dare.drafting.budget`; "fixed" sends all there are.
@@ -46,7 +49,7 @@ class DareConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pool: Path | None = None
+    pool: Annotated[Path | str | None, PlainValidator(read_location)] = None
     verification: VerificationConfig = VerificationConfig()
     allow_override: bool = True
     allow_groups: bool = True

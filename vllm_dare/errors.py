@@ -9,6 +9,10 @@ class PoolError(DareError):
     """A pool, segment, manifest or document that cannot be used."""
 
 
+class StoreError(PoolError):
+    """An object store that cannot be reached, read or written to."""
+
+
 class ConfigError(DareError):
     """A `dare` setting, or a combination with vLLM's settings, that cannot work."""
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from vllm_dare.config import DareConfig
@@ -45,3 +47,12 @@ def test_bad_settings_are_one_sentence(settings: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         DareConfig.from_additional_config({"dare": settings})
     assert "\n" not in str(caught.value)
+
+
+def test_a_pool_is_a_directory_or_a_url() -> None:
+    def pool(value: str) -> object:
+        return DareConfig.from_additional_config({"dare": {"pool": value}}).pool
+
+    assert pool("some/pool") == Path("some/pool")
+    assert pool("s3://bucket/pool") == "s3://bucket/pool"
+    assert pool("file:///mnt/pool") == "file:///mnt/pool"

@@ -66,7 +66,7 @@ def generate(
             rich_help_panel=options.INPUT,
         ),
     ] = False,
-    pool: options.Pool = None,
+    pool: options.PoolOrUrl = None,
     verification: Annotated[
         VerificationMode | None,
         typer.Option(
@@ -173,6 +173,7 @@ def generate(
     from vllm_dare.generation.paths import check_folders, check_paths
     from vllm_dare.generation.settings import EngineSettings, SamplingSettings
     from vllm_dare.pool.files import replace_text
+    from vllm_dare.store.location import read_location
 
     ray_options = {
         "ray_address": ray_address,
@@ -188,7 +189,7 @@ def generate(
     (check_folders if on_ray else check_paths)(prompts, output, json_file)
     engine = EngineSettings(
         model=model,
-        pool=pool,
+        pool=read_location(pool),
         verification=_mode(verification, preset, no_drafts).value,
         preset=None if preset is None else preset.value,
         draft_tokens=0 if no_drafts else draft_tokens,

@@ -27,6 +27,14 @@ Pool = Annotated[
         help="Retrieval pool; without one, drafts come from each row's own text.", rich_help_panel=DRAFTS
     ),
 ]
+PoolOrUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|URL",
+        help="Retrieval pool, or the URL of a store; without one, drafts come from each row's own text.",
+        rich_help_panel=DRAFTS,
+    ),
+]
 MaxTokens = Annotated[
     int,
     typer.Option(

@@ -8,7 +8,9 @@ import typer
 
 from vllm_dare.cli import options
 from vllm_dare.cli.pool_changes import add, drop, flush, prune, refresh
+from vllm_dare.cli.pool_store import compact, pull, push
 from vllm_dare.cli.progress import progress_bars
+from vllm_dare.store.location import is_url
 
 if TYPE_CHECKING:
     from vllm_dare.pool.build import BuildReport
@@ -23,6 +25,9 @@ app.command()(refresh)
 app.command()(drop)
 app.command()(add)
 app.command()(flush)
+app.command()(push)
+app.command()(pull)
+app.command()(compact)
 
 PoolDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A pool directory.")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="The pool directory to write.")]
@@ -107,19 +112,27 @@ def build(
 
 @app.command()
 def info(
-    directory: PoolDirectory,
+    pool: Annotated[str, typer.Argument(metavar="DIR|URL", help="A pool directory, or the URL of a store.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show what a pool holds."""
     from vllm_dare.pool.pool import RetrievalPool
     from vllm_dare.pool.summary import summarize
 
-    with RetrievalPool.open(directory) as pool:
-        summary = summarize(pool.manifest, pool.routers)
+    live = None
+    if is_url(pool):
+        from vllm_dare.store.summary import summarize_store
+
+        summary, live = summarize_store(pool)
+    else:
+        with RetrievalPool.open(pool) as opened:
+            summary = summarize(opened.manifest, opened.routers)
     if as_json:
         typer.echo(summary.model_dump_json(indent=2))
     else:
-        _print_info(directory, summary)
+        _print_info(pool, summary)
+        if live is not None:
+            typer.echo(live)
 
 
 @app.command()
@@ -184,12 +197,12 @@ def _groups(summary: "PoolSummary") -> str:
     return f"{summary.num_groups:,} (in this pool, everybody's text drafts as well without asking them)"
 
 
-def _print_info(directory: Path, summary: "PoolSummary") -> None:
+def _print_info(pool: str, summary: "PoolSummary") -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(str(directory)), show_header=False)
+    table = Table(title=escape(pool), show_header=False)
     tokenizer = summary.tokenizer
     for name, value in (
         ("tokenizer", f"{tokenizer.name} ({tokenizer.fingerprint}, {tokenizer.vocab_size:,} tokens)"),

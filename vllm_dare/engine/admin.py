@@ -26,6 +26,7 @@ from vllm_dare.pool.live_store import LIVE_DIRECTORY
 from vllm_dare.pool.manifest import Manifest, is_pool, read_manifest
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.summary import GroupSummary, summarize, summarize_group
+from vllm_dare.store.cache import pool_directory
 
 _MAX_BODY_BYTES = 64 * 2**20
 _MAX_DOCUMENTS = 10_000
@@ -114,14 +115,28 @@ class _Server:
 
     @property
     def pool(self) -> Path:
-        """The pool directory.
+        """The pool directory; for a store's pool, this machine's copy of it.
 
         Raises:
             HTTPException: there is none.
         """
         if self.config is None or self.config.pool is None:
             raise HTTPException(409, "This server drafts from no pool: set dare.pool and restart it.")
-        return self.config.pool.expanduser()
+        return pool_directory(self.config.pool).expanduser()
+
+    @property
+    def own_pool(self) -> Path:
+        """The pool directory, to be changed.
+
+        Raises:
+            HTTPException: there is none, or it is a copy.
+        """
+        directory = self.pool
+        if self.config is not None and isinstance(self.config.pool, str):
+            raise HTTPException(
+                409, f"The pool comes from the store {self.config.pool}: change it there, see `pool push`."
+            )
+        return directory
 
     @property
     def learns(self) -> bool:
@@ -187,7 +202,7 @@ async def reload(server: Server, request: Request) -> dict[str, bool]:
 async def add_documents(server: Server, request: Request) -> Any:
     """Add documents to what the engines have learned; they draft within seconds."""
     body = await _body(request, DocumentsBody)
-    pool, config = server.pool, server.config
+    pool, config = server.own_pool, server.config
     if config is None or config.live is None:
         raise HTTPException(
             409, "This server learns nothing: set dare.live, or use `vllm-dare pool refresh` on its pool."
@@ -213,7 +228,7 @@ async def drop(server: Server, request: Request) -> Any:
         raise HTTPException(400, "Give exactly one of user, item, id and group: whose text is to go.")
     ((kind, value),) = given.items()
     options = [f"--{kind}={value}", f"--wait={body.wait_seconds}", "--json"]
-    return await _change(server, "drop", str(server.pool), *options)
+    return await _change(server, "drop", str(server.own_pool), *options)
 
 
 @_router.post("/flush")

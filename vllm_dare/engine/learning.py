@@ -10,7 +10,7 @@ from vllm.logger import init_logger
 from vllm_dare.config import LiveConfig
 from vllm_dare.pool.live import LiveDocument, LivePool
 from vllm_dare.pool.live_keeper import Engine, LiveKeeper, frozen_share
-from vllm_dare.pool.live_store import LiveStore, prepare_live
+from vllm_dare.pool.live_store import LiveStore, PassOn, prepare_live
 from vllm_dare.pool.pool import RetrievalPool
 
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", the only logger that vLLM gives a handler
@@ -48,6 +48,7 @@ class Learner:
     Args:
         config: the settings.
         pool: the pool to learn into. Where it keeps no text for everybody, nothing is learned for everybody.
+        pass_on: called, in the background, with text that is about to be written to disk.
 
     Attributes:
         live: what drafts.
@@ -57,7 +58,7 @@ class Learner:
         PoolError: the pool cannot be learned into.
     """
 
-    def __init__(self, config: LiveConfig, pool: RetrievalPool) -> None:
+    def __init__(self, config: LiveConfig, pool: RetrievalPool, pass_on: PassOn = lambda _: None) -> None:
         self._config = config
         self._vocab_size = pool.tokenizer.vocab_size
         self.errors = 0
@@ -69,6 +70,7 @@ class Learner:
             pool.tokenizer,
             has_global=has_global,
             max_tokens=frozen_share(config.max_tokens),
+            pass_on=pass_on,
         )
         self._keeper = LiveKeeper(
             self._store, has_global=has_global, max_tokens=config.max_tokens, on_stop=self._stopped

@@ -28,7 +28,7 @@ _NAME_BYTES = 128
 _GROUP_SLOTS = MAX_GROUPS + 2
 
 SOURCES = ("own", "group", "global", "live")
-ERRORS = ("draft", "request", "sources", "reload")
+ERRORS = ("draft", "request", "sources", "reload", "store")
 _SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _LENGTHS = (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 

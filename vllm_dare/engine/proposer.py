@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -21,6 +22,7 @@ from vllm_dare.engine.draft_metrics import DraftMetrics, compile_metrics
 from vllm_dare.engine.learning import Learner, Written
 from vllm_dare.engine.metrics_file import OTHER_GROUPS, MetricsFile
 from vllm_dare.engine.pacing import DraftPacing, compile_pacing
+from vllm_dare.engine.shared_pool import SharedPool
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.live_orders import Unfollowed
@@ -115,19 +117,23 @@ class DareProposer:
         self._drafts_here = get_tp_group().rank_in_group == 0
         self.config = DareConfig.from_additional_config(vllm_config.additional_config)
         self.max_drafts: int = vllm_config.speculative_config.num_speculative_tokens
-        pool = RetrievalPool.open(self.config.pool) if self.config.pool is not None else None
+        self._shared = SharedPool.of(self.config, on_outage=self._count_outage)
+        directory = self._shared.mirror.pool if self._shared is not None else self.config.pool
+        pool = RetrievalPool.open(directory) if directory is not None else None
         self._guards = token_guards(vllm_config.model_config, pool)
         self._guards.prepare(self.config.verification)
         if pool is not None and not self._drafts_here:
             pool.close()  # a rank that takes up no newer version would keep this one's files from removal
             pool = None
-        self._learner = (
-            Learner(self.config.live, pool) if self.config.live is not None and pool is not None else None
-        )
+        self._learner = self._make_learner(pool)
         live = self._learner.live if self._learner is not None else None
         self.drafter = Drafter(pool, self.max_drafts, vllm_config.model_config.get_vocab_size(), live=live)
         self._watch = (
-            PoolWatch(pool, verify=self.config.verify_pool, on_failure=self._refused)
+            PoolWatch(
+                pool,
+                verify=self.config.verify_pool and self._shared is None,
+                on_failure=self._refused,
+            )
             if pool is not None
             else None
         )
@@ -159,6 +165,8 @@ class DareProposer:
             self._start_metrics(runner.parallel_config.data_parallel_index)
         if self._watch is not None:
             self._watch.start(self._serve_while_idle)
+        if self._shared is not None and self._drafts_here:
+            self._shared.start()
         if self._learner is not None:
             self._learner.start(self)
             Finalize(None, self.close, exitpriority=0)  # for an engine that is not shut down in order
@@ -176,8 +184,17 @@ class DareProposer:
                 self._learn(list(self._states.values()))
                 self._states.clear()
             self._learner.close()
+        if self._shared is not None:
+            self._shared.close()
         if self._metrics_file is not None:
             self._metrics_file.remove()
+
+    def _make_learner(self, pool: RetrievalPool | None) -> Learner | None:
+        if self.config.live is None or pool is None:
+            return None
+        if self._shared is None:
+            return Learner(self.config.live, pool)
+        return Learner(self.config.live, pool, partial(self._shared.pass_on, pool.tokenizer))
 
     def _start_metrics(self, engine: int) -> None:
         directory = metrics_endpoint.directory()
@@ -364,6 +381,10 @@ class DareProposer:
         sources = self._sources(group)
         return replace(state, sources=sources, memory=sources.memory(), group=group, label=self._label(group))
 
+    def _count_outage(self) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.add("errors", label="store")
+
     def _refused(self, error: Exception) -> None:
         if self._metrics_file is not None:
             self._metrics_file.add("errors", label="reload")
@@ -428,6 +449,8 @@ class DareProposer:
 
     def _sources(self, group: str | None) -> Sources:
         """The segments of a request's group and the global ones; where a file has gone, the latter alone."""
+        if self._shared is not None:
+            self._shared.want(group, self.drafter.pool)
         for choice in (group, None):
             try:
                 return self.drafter.sources(choice)

@@ -59,7 +59,9 @@ def _check(vllm_config: Any) -> bool:
     if not _is_checked_already(vllm_config.parallel_config):
         pool = None
         if config.pool is not None:
-            pool = _check_pool(config.pool.expanduser(), config, vllm_config.model_config)
+            directory, is_checked = _directory(config)
+            verify = config.verify_pool and not is_checked
+            pool = _check_pool(directory, config, vllm_config.model_config, verify)
         _announce(config, vllm_config.speculative_config.num_speculative_tokens, pool)
     _server_config = config
     return True
@@ -108,7 +110,21 @@ def _check_speculation(speculative: Any) -> None:
         )
 
 
-def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> "PoolSummary":
+def _directory(config: DareConfig) -> tuple[Path, bool]:
+    """The pool directory, and whether what is in it was checked when it came there."""
+    if not isinstance(config.pool, str):
+        assert config.pool is not None
+        return config.pool.expanduser(), False
+    from vllm_dare.store.mirror import open_mirror
+
+    # Never closed, so that the cache keeps it until the worker has opened it, too.
+    mirror, failure = open_mirror(config.pool, learns=config.live is not None)
+    if failure is not None:
+        logger.warning("DARE: %s Until it can, the cached pool %s serves.", failure, mirror.pool)
+    return mirror.pool, True
+
+
+def _check_pool(directory: Path, config: DareConfig, model_config: Any, verify: bool) -> "PoolSummary":
     """Refuse a pool that does not fit; where it is to be learned into, make what is missing."""
     # Here, so that an engine without DARE does not load it.
     from vllm_dare.pool.live_store import prepare_live, prepare_pool
@@ -121,7 +137,7 @@ def _check_pool(directory: Path, config: DareConfig, model_config: Any) -> "Pool
     with RetrievalPool.open(directory) as pool:
         pool.check_tokenizer(str(model_config.tokenizer), tokenizer.fingerprint)
         pool.check_files()
-        if config.verify_pool:
+        if verify:
             pool.verify_checksums()
         summary = summarize(pool.manifest)
     if config.live is not None:

@@ -23,6 +23,7 @@ from vllm_dare.generation.ids import check_unique
 from vllm_dare.generation.prompts import read_prompts
 from vllm_dare.generation.settings import EngineSettings, SamplingSettings
 from vllm_dare.pool.manifest import read_manifest
+from vllm_dare.store.cache import pool_directory
 
 _LOOK_SECONDS = 0.1
 _LOG_LINES = 30
@@ -229,7 +230,7 @@ def _task(bench: Bench, repeat: int, members: Sequence[Arm]) -> Task:
         prompts=str(bench.prompts),
         limit=bench.limit,
         sampling=sampling,
-        pool=None if pool is None else str(pool.resolve()),
+        pool=None if pool is None else str(pool_directory(pool).resolve()),
         repeat=repeat,
     )
 
@@ -238,7 +239,7 @@ def _suffix_texts(bench: Bench) -> int:
     """vLLM's default, or room for every document of the pool and every measured text."""
     if bench.engine.pool is None:
         return _SUFFIX_TEXTS
-    manifest = read_manifest(bench.engine.pool)
+    manifest = read_manifest(pool_directory(bench.engine.pool))
     return max(_SUFFIX_TEXTS, 2 * bench.limit + sum(s.num_documents for s in manifest.segments.values()))
 
 

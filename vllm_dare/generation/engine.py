@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from vllm_dare.routing.router import Router
 
 
-def check_pool(pool: Path, model: str, learn: bool = False) -> None:
+def check_pool(pool: Path | str, model: str, learn: bool = False) -> None:
     """Look at the pool before the engine starts, which takes half a minute and more.
 
     The engine compares tokenizers too; here it is done where the model is a local directory.
 
     Args:
-        pool: the pool directory; to ``learn``, it may be missing or empty, and the engine makes it.
+        pool: the pool directory, or the URL of a store, whose pool is fetched; to ``learn``, it may be
+            missing or empty, and the engine makes it.
         model: the model directory or name.
         learn: whether the run learns.
 
@@ -31,9 +32,16 @@ def check_pool(pool: Path, model: str, learn: bool = False) -> None:
     from vllm_dare.pool.pool import RetrievalPool
     from vllm_dare.pool.tokenizer import load_tokenizer, tokenizer_info
 
-    if learn and not (pool.is_dir() and any(pool.iterdir())) and not pool.is_file():
+    if isinstance(pool, str):
+        from vllm_dare.store.mirror import open_mirror
+
+        # Never closed, so that the cache keeps it until the engine has opened it, too.
+        directory = open_mirror(pool, learns=learn)[0].pool
+    else:
+        directory = pool
+    if learn and not (directory.is_dir() and any(directory.iterdir())) and not directory.is_file():
         return
-    with RetrievalPool.open(pool) as opened:
+    with RetrievalPool.open(directory) as opened:
         opened.check_files()
         if (Path(model) / "tokenizer.json").is_file():
             info = tokenizer_info(load_tokenizer(model), model)
@@ -49,10 +57,11 @@ def open_router(settings: EngineSettings) -> "Router | None":
         PoolError: the pool cannot be read.
     """
     from vllm_dare.pool.pool import RetrievalPool
+    from vllm_dare.store.cache import pool_directory
 
     if settings.pool is None or not settings.draft_tokens:
         return None
-    with RetrievalPool.open(settings.pool) as pool:
+    with RetrievalPool.open(pool_directory(settings.pool)) as pool:
         return pool.router  # its files stay mapped
 
 

@@ -33,9 +33,10 @@ def learned_so_far(engine: EngineSettings) -> Learned | None:
     from vllm_dare.pool.live_store import LIVE_DIRECTORY
     from vllm_dare.pool.manifest import read_manifest
     from vllm_dare.pool.summary import summarize
+    from vllm_dare.store.cache import pool_directory
 
     try:
-        summary = summarize(read_manifest(engine.pool / LIVE_DIRECTORY))
+        summary = summarize(read_manifest(pool_directory(engine.pool) / LIVE_DIRECTORY))
     except PoolError:  # removed in the meantime; the engine's log says so
         return Learned(0, 0)
     return Learned(summary.num_documents, summary.num_tokens)

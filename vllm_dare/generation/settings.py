@@ -38,7 +38,7 @@ class EngineSettings:
 
     Attributes:
         model: a model directory or a name that vLLM can load.
-        pool: the pool directory; None drafts from each row's own text alone.
+        pool: the pool directory, or the URL of a store; None drafts from each row's own text alone.
         verification: ``strict`` changes no output, ``relaxed`` keeps near-miss draft tokens.
         draft_tokens: the most draft tokens a step; 0 is plain vLLM without drafts.
         learn: whether what is written drafts for later rows and runs; needs drafts and a pool, which may
@@ -49,7 +49,7 @@ class EngineSettings:
     """
 
     model: str
-    pool: Path | None = None
+    pool: Path | str | None = None
     verification: Verification = "strict"
     draft_tokens: int = 16
     learn: bool = False
@@ -103,7 +103,7 @@ class EngineSettings:
             verification["preset"] = self.preset
         config: dict[str, Any] = {"verification": verification}
         if self.pool is not None:
-            config["pool"] = str(self.pool.resolve())
+            config["pool"] = self.pool if isinstance(self.pool, str) else str(self.pool.resolve())
         if self.learn:
             config["live"] = {}
         return config

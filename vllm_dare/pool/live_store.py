@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from vllm_dare.pool.segment import PoolDocument, Provenance, Segment, write_segm
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, remove_unread, write_pool
+
+PassOn = Callable[[Sequence[LiveDocument]], None]
 
 LIVE_DIRECTORY = "live"
 _LOCK_NAME = "lock"
@@ -105,6 +107,7 @@ class LiveStore:
         tokenizer: the tokenizer of every document.
         has_global: whether to keep text for everybody.
         max_tokens: the most tokens kept; a token that is in a group and in everybody's text counts once.
+        pass_on: called with the documents that are about to be added, to be kept elsewhere, too.
 
     Attributes:
         num_evicted: how many tokens this process has dropped to keep within that.
@@ -112,12 +115,19 @@ class LiveStore:
     """
 
     def __init__(
-        self, directory: Path, tokenizer: TokenizerInfo, *, has_global: bool, max_tokens: int
+        self,
+        directory: Path,
+        tokenizer: TokenizerInfo,
+        *,
+        has_global: bool,
+        max_tokens: int,
+        pass_on: PassOn = lambda _: None,
     ) -> None:
         self.directory = directory
         self._tokenizer = tokenizer
         self._has_global = has_global
         self._max_tokens = max_tokens
+        self._pass_on = pass_on
         self._sealed_tokens = min(max_tokens // _SEALED_SHARE, _MAX_SEALED_TOKENS)
         self._seen: tuple[int, ...] | None = None
         self.num_evicted = 0
@@ -178,6 +188,7 @@ class LiveStore:
                     documents = [one for one in documents if not unfollowed.covers(one.group, one.key)]
                 manifest = read_manifest(self.directory)
                 if new := self._known.leave_out(documents, manifest):
+                    self._pass_on(new)
                     before = _num_tokens(manifest) + sum(len(document.tokens) for document in new)
                     manifest = self._added(manifest, new)
                     self.num_evicted += before - _num_tokens(manifest)

@@ -158,27 +158,45 @@ def read_manifest(directory: Path) -> Manifest:
             content = file.read()
     except OSError as error:
         raise PoolError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
+    return parse_manifest(str(path), content)
+
+
+def parse_manifest(name: str, content: bytes) -> Manifest:
+    """The manifest that a file holds.
+
+    Args:
+        name: what to call the file in messages.
+        content: what is in it.
+
+    Raises:
+        PoolError: it is damaged or of a newer format.
+    """
     try:
         found = parse_json(content, len(content) // _LEAST_BYTES_A_VALUE + _FEW_VALUES)
     except ValueError as error:
         raise PoolError(
-            f"The pool manifest {path} is damaged (content: {error}); rebuild the pool."
+            f"The pool manifest {name} is damaged (content: {error}); rebuild the pool."
         ) from None
     try:
         return Manifest.model_validate(found)
     except ValidationError as error:
-        raise PoolError(_refusal(path, found, error)) from None
+        raise PoolError(_refusal(name, found, error)) from None
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of a manifest's file."""
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest of ``directory``: a reader, or a crash, meets the old one or the new one."""
     with temporary_file(directory) as file:
-        file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+        file.write(encode_manifest(manifest))
     os.replace(file.name, directory / MANIFEST_NAME)
     sync_directory(directory)
 
 
-def _refusal(path: Path, found: Any, error: ValidationError) -> str:
+def _refusal(path: str, found: Any, error: ValidationError) -> str:
     version = found.get("format_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > MANIFEST_FORMAT_VERSION:
         return f"The pool manifest {path} was written by a newer vllm-dare; upgrade vllm-dare to read it."

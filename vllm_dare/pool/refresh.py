@@ -94,9 +94,9 @@ def refresh_pool(
             additions = list(_additions(pool, paths, tokenizer, bad_rows or BadRows(), stack))
         merged, num_replaced = old, 0
         for addition in additions:
-            merged, replaced = _joined(merged, addition)
+            merged, replaced = joined(merged, addition.content, addition.former_keys)
             num_replaced += replaced
-        kept = _pruned(merged, num_tokens, old.blend) if prune else _bounded(merged, num_tokens)
+        kept = _pruned(merged, num_tokens, old.blend) if prune else bounded(merged, num_tokens)
         if not count_tokens(kept):
             raise PoolError(f"A budget of {num_tokens:,} tokens leaves no document in {directory}; raise it.")
         manifest = replace_pool(kept, directory, progress=sort_progress)
@@ -144,10 +144,15 @@ def _additions(
             yield _Addition(content, former)
 
 
-def _joined(old: PoolContent, addition: _Addition) -> tuple[PoolContent, int]:
-    """The documents of both, without the old ones that new ones replace; and how many those were."""
-    new = addition.content
-    keys = {document.key for document in _every_document(new) if document.key}.union(addition.former_keys)
+def joined(old: PoolContent, new: PoolContent, former_keys: Collection[int] = ()) -> tuple[PoolContent, int]:
+    """The documents of both, without the old ones that new ones replace; and how many those were.
+
+    Args:
+        old: what is there.
+        new: what comes in.
+        former_keys: under which the new documents may be there, too, see `_Addition`.
+    """
+    keys = {document.key for document in _every_document(new) if document.key}.union(former_keys)
     texts = {_text(document) for document in _every_document(new) if _is_known_by_text(document)}
 
     def stays(document: PoolDocument) -> bool:
@@ -165,7 +170,7 @@ def _joined(old: PoolContent, addition: _Addition) -> tuple[PoolContent, int]:
     assignments = None
     if old.assignments is not None or new.assignments is not None:
         assignments = [*(old.assignments or ()), *(new.assignments or ())]
-    joined = PoolContent(
+    content = PoolContent(
         tokenizer=old.tokenizer,
         groups={name: documents for name, documents in groups.items() if documents},
         global_documents=overall,
@@ -174,10 +179,10 @@ def _joined(old: PoolContent, addition: _Addition) -> tuple[PoolContent, int]:
         model=old.model if old.model == new.model else None,
         routers=[*old.routers, *new.routers],
     )
-    return joined, sum(not stays(document) for document in _every_document(old))
+    return content, sum(not stays(document) for document in _every_document(old))
 
 
-def _bounded(content: PoolContent, budget: int) -> PoolContent:
+def bounded(content: PoolContent, budget: int) -> PoolContent:
     """What is left within the budget once the oldest documents have gone."""
     groups, overall = dict(content.groups), content.global_documents
     if overall is not None:

@@ -216,4 +216,5 @@ class _Run:
 def _everywhere(engine: EngineSettings) -> EngineSettings:
     """The same, with paths that do not depend on where a worker starts."""
     model = str(Path(engine.model).absolute()) if Path(engine.model).exists() else engine.model
-    return replace(engine, model=model, pool=None if engine.pool is None else engine.pool.absolute())
+    pool = engine.pool.absolute() if isinstance(engine.pool, Path) else engine.pool
+    return replace(engine, model=model, pool=pool)

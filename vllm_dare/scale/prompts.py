@@ -146,13 +146,13 @@ def _described(start: int, path: Path, root: Path, engine: EngineSettings) -> It
 
 
 @lru_cache(1)
-def _router_of(pool: Path | None, drafts: int) -> "Router | None":
+def _router_of(pool: Path | str | None, drafts: int) -> "Router | None":
     return open_router(EngineSettings("", pool=pool, draft_tokens=drafts))
 
 
 def _router(engine: EngineSettings) -> "Router | None":
     """None too for a pool that is to be made by learning."""
-    if engine.pool is None or not engine.pool.exists():
+    if engine.pool is None or (isinstance(engine.pool, Path) and not engine.pool.exists()):
         return None
     return _router_of(engine.pool, engine.draft_tokens)
 

@@ -21,6 +21,7 @@ from vllm_dare.engine.admin import AdminEndpoints
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import Document
 from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.store.cache import pool_directory
 
 TEXT = list(range(1, 13))
 PATHS = {"GET": ["status", "groups"], "POST": ["reload", "documents", "drop", "flush"]}
@@ -204,3 +205,18 @@ def test_a_body_that_is_too_large_is_refused(serve: Serve, pool: Path) -> None:
     client = serve({"pool": str(pool), "live": {}})
     answer = client.post("/v1/dare/documents", content=b" " * (64 * 2**20 + 1))
     assert answer.status_code == 413
+
+
+def test_a_stores_pool_is_changed_in_the_store(
+    serve: Serve, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_DARE_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path / 'store'}"
+    copy = pool_directory(url)
+    copy.parent.mkdir(parents=True)
+    pool.rename(copy)
+    client = serve({"pool": url, "live": {}})
+    assert client.get("/v1/dare/status").json()["pool"]["num_documents"] == 6
+    for path, body in (("drop", {"user": "1"}), ("documents", {"documents": [{"id": 1}]})):
+        answer = client.post(f"/v1/dare/{path}", json=body)
+        assert (answer.status_code, "change it there" in answer.json()["detail"]) == (409, True)

@@ -26,6 +26,11 @@ def test_the_engine_gets_the_proposer_and_the_pool(tmp_path: Path) -> None:
     }
 
 
+def test_a_store_stays_a_url() -> None:
+    settings = EngineSettings("m", pool="s3://bucket/pool")
+    assert settings.llm_args()["additional_config"]["dare"]["pool"] == "s3://bucket/pool"
+
+
 def test_a_run_may_learn(tmp_path: Path) -> None:
     settings = EngineSettings("m", pool=tmp_path, learn=True)
     assert settings.llm_args()["additional_config"]["dare"]["live"] == {}

@@ -1,0 +1,242 @@
+"""Compactors that race, are killed and are paused: is any learned document lost or doubled?
+
+Two processes compact one store as fast as they can, while two nodes send learned text, some of it twice. In
+every round each compactor is killed (SIGKILL) at a random moment, some of them after they were paused
+(SIGSTOP) for longer than their lease lasts; then every document that was ever learned must be in the pool
+once, or in a batch that is still to be merged, and never in both. At the end one compactor runs to its end,
+and the pool must hold exactly what was learned.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytest import MonkeyPatch
+
+from tests.store_server import BUCKET, running_store
+from vllm_dare.errors import StoreError
+from vllm_dare.pool import writer
+from vllm_dare.pool.live import LiveDocument
+from vllm_dare.pool.manifest import is_pool
+from vllm_dare.pool.pool import RetrievalPool
+from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.store.batch import read_batch
+from vllm_dare.store.cache import Place
+from vllm_dare.store.compact import compact
+from vllm_dare.store.latest import read_latest
+from vllm_dare.store.mirror import Mirror
+from vllm_dare.store.outbox import Outbox, sent_batches
+from vllm_dare.store.remote import Store
+
+INFO = TokenizerInfo(name="numbers", fingerprint="0" * 16, vocab_size=1000)
+GROUPS = ("users/a", "users/b", None)
+LEASE_SECONDS = 1.0
+
+
+def compact_for_ever(url: str, environment: dict[str, str], log: str) -> None:
+    """What a compactor process does, as long as its parent lives; one line in the log for each try."""
+    os.environ.update(environment)
+    writer._fit = leave_out_fit  # type: ignore[assignment]
+    parent = multiprocessing.parent_process()
+    _log(log, "started")
+    while parent is not None and parent.is_alive():
+        try:
+            outcome = "idle" if compact(url, lease_seconds=LEASE_SECONDS).num_tokens is None else "merged"
+        except StoreError as error:
+            text = str(error)
+            outcome = "busy" if "is changing" in text else "lost the lease" if "taken over" in text else text
+        _log(log, outcome)
+        if outcome in ("busy", "idle"):
+            time.sleep(0.02)
+
+
+def leave_out_fit(*_: Any) -> None:
+    """In place of fitting how far contexts are trusted, which takes long and has no part in this."""
+
+
+def _log(log: str, line: str) -> None:
+    with open(log, "a") as file:
+        file.write(line + "\n")
+
+
+def _wait_for(log: Path, line: str, number: int) -> None:
+    while not log.exists() or log.read_text().splitlines().count(line) < number:
+        time.sleep(0.01)
+
+
+class Nodes:
+    """Two nodes that learn.
+
+    Attributes:
+        learned: every document, by its key.
+        num_repeated: how many batches were sent twice.
+    """
+
+    def __init__(self, store: Store, outboxes: Sequence[Outbox], chance: random.Random) -> None:
+        self.store = store
+        self.learned: Counter[int] = Counter()
+        self.num_repeated = 0
+        self._outboxes = outboxes
+        self._chance = chance
+
+    def learn(self) -> None:
+        """One batch of some node, sent; now and then its sender forgets that it has sent it."""
+        outbox = self._chance.choice(self._outboxes)
+        documents = [self._document() for _ in range(self._chance.randint(1, 4))]
+        outbox.add(documents, INFO)
+        sent = outbox.directory / "sent"
+        before = sent.read_text() if sent.exists() else None
+        outbox.tend(self.store, read_latest(self.store))
+        if before is not None and self._chance.random() < 0.3:
+            sent.write_text(before)  # as if killed before it could note this
+            self.num_repeated += 1
+
+    def _document(self) -> LiveDocument:
+        key = len(self.learned) + 1
+        self.learned[key] += 1
+        tokens = np.array([key // 10**6, key // 1000 % 1000, key % 1000], np.int32)
+        return LiveDocument(tokens, self._chance.choice(GROUPS), "strict", key)
+
+    def waiting(self, directory: Path) -> Counter[int]:
+        """The documents of the batches that are in the store and not in its pool."""
+        latest = read_latest(self.store)
+        keys: Counter[int] = Counter()
+        for batch in sent_batches(self.store):
+            if not batch.is_absorbed(latest):
+                path = self.store.fetch(batch.name, directory)
+                keys.update(document.key for document in read_batch(path).documents)
+        return keys
+
+
+def merged(mirror: Mirror) -> Counter[int]:
+    """The documents in the pool; everything in it is checked, and that groups hold what is theirs once."""
+    mirror.sync()
+    if not is_pool(mirror.pool):
+        return Counter()
+    with RetrievalPool.open(mirror.pool) as pool:
+        pool.verify()
+        keys = Counter(int(key) for segment in pool.global_segments() for key in segment.document_keys)
+        grouped = Counter(
+            int(key)
+            for name in pool.groups
+            for segment in pool.group_segments(name)
+            for key in segment.document_keys
+        )
+        assert not grouped - keys, "a group has text that is not everybody's, or has it twice"
+    return keys
+
+
+def disturb(process: Any, seconds: float, nodes: Nodes, chance: random.Random) -> str:
+    """Kill a process at a random moment, perhaps after a pause; says what was done.
+
+    Args:
+        process: a compactor.
+        seconds: how long a compaction takes.
+        nodes: learn during the pause, in which the other compactor can take over, merge and publish.
+        chance: what decides.
+    """
+    time.sleep(chance.uniform(0, seconds))
+    paused = chance.random() < 0.4
+    if paused:
+        os.kill(process.pid, signal.SIGSTOP)
+        nodes.learn()
+        time.sleep(LEASE_SECONDS + seconds * chance.uniform(0, 2))
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(chance.uniform(0, 2 * seconds))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return "paused" if paused else "killed"
+
+
+def found(nodes: Nodes, mirror: Mirror, directory: Path) -> tuple[Counter[int], Counter[int]]:
+    """The documents that wait to be merged, and those in the pool, at one moment."""
+    while True:
+        before = read_latest(nodes.store)
+        with suppress(StoreError):  # the last request of a killed compactor may still be on its way
+            both = nodes.waiting(directory), merged(mirror)
+            if read_latest(nodes.store) == before:
+                return both
+
+
+def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Run the rounds on a server of this process.
+
+    Args:
+        rounds: how many.
+        seed: of what is left to chance, but for the time that things take.
+        progress: called with the number of rounds that are done.
+
+    Returns:
+        What happened.
+
+    Raises:
+        AssertionError: a document was lost or doubled.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.compaction_race", "s3fs.core"])
+    chance = random.Random(seed)
+    events: Counter[str] = Counter()
+    with running_store() as server, tempfile.TemporaryDirectory() as root, MonkeyPatch.context() as patch:
+        directory, url = Path(root), f"s3://{BUCKET}/compaction-{seed}-{time.time_ns()}"
+        log = directory / "log"
+
+        def cache(name: str) -> dict[str, str]:
+            return {"VLLM_DARE_CACHE": str(directory / name)}
+
+        def start(number: int) -> Any:
+            environment = server.environment | cache(f"compactor-{number}")
+            process = context.Process(target=compact_for_ever, args=(url, environment, str(log)))
+            process.start()
+            return process
+
+        outboxes = []
+        for node in ("node-a", "node-b"):
+            patch.setenv(*cache(node).popitem())
+            outboxes.append(Outbox(Place(url)))
+        nodes = Nodes(Store(url), outboxes, chance)
+        patch.setenv(*cache("check").popitem())
+        mirror = Mirror(url, whole=True)
+        nodes.learn()
+        first = start(0)
+        _wait_for(log, "started", 1)
+        began = time.monotonic()
+        _wait_for(log, "merged", 1)
+        seconds = time.monotonic() - began
+        disturb(first, 0, nodes, chance)
+        for number in range(rounds):
+            nodes.learn()
+            compactors = [start(0), start(1)]
+            nodes.learn()
+            _wait_for(log, "started", 2 * number + 3)
+            nodes.learn()
+            for compactor in chance.sample(compactors, 2):
+                events[disturb(compactor, seconds, nodes, chance)] += 1
+            waiting, pool = found(nodes, mirror, directory)
+            assert waiting + pool == nodes.learned, f"lost or doubled: {nodes.learned} {waiting} {pool}"
+            events["unfinished"] += bool(waiting)
+            progress(number + 1)
+        time.sleep(LEASE_SECONDS)
+        patch.setattr(writer, "_fit", leave_out_fit)
+        compact(url, lease_seconds=LEASE_SECONDS)
+        assert found(nodes, mirror, directory) == (Counter(), nodes.learned)
+        return {
+            "rounds": rounds,
+            "documents learned": len(nodes.learned),
+            "batches sent twice": nodes.num_repeated,
+            "compactors killed": events["killed"] + events["paused"],
+            "of these after a pause longer than the lease": events["paused"],
+            "rounds that left text to merge": events["unfinished"],
+            "leases taken": read_latest(nodes.store).number,
+            "seconds that a compaction takes": round(seconds, 2),
+            "outcomes of tries that were not killed": dict(Counter(log.read_text().splitlines())),
+            "lost or doubled": 0,
+        }

@@ -1,0 +1,49 @@
+"""What a batch run looks at before and beside its engine, where its pool is in a store."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_dare.errors import PoolError, StoreError
+from vllm_dare.generation.engine import check_pool, open_router
+from vllm_dare.generation.learned import Learned, learned_so_far
+from vllm_dare.generation.settings import EngineSettings
+from vllm_dare.pool.live_store import prepare_live
+from vllm_dare.pool.tokenizer import TokenizerInfo
+from vllm_dare.routing.query import Query
+from vllm_dare.store.cache import pool_directory
+from vllm_dare.store.transfer import push_pool
+
+MakePool = Callable[..., Path]
+
+
+def test_the_pool_is_fetched_and_read(
+    url: str, make_pool: MakePool, tokenizer: str, info: TokenizerInfo
+) -> None:
+    push_pool(make_pool("pool", [("u1", "a likes films", "users/1")]), url)
+    check_pool(url, tokenizer)
+    settings = EngineSettings(tokenizer, pool=url, learn=True)
+    router = open_router(settings)
+    assert router is not None
+    assert router.route(Query(user="u1")).group == "users/1"
+    prepare_live(pool_directory(url), info)
+    assert learned_so_far(settings) == Learned(0, 0)
+
+
+def test_a_missing_pool_is_an_error_unless_it_is_to_be_learned(url: str, tokenizer: str) -> None:
+    with pytest.raises(StoreError, match="There is no pool at"):
+        check_pool(url, tokenizer)
+    check_pool(url, tokenizer, learn=True)
+
+
+def test_a_pool_of_another_tokenizer_is_found_early(
+    url: str, make_pool: MakePool, tmp_path: Path, tokenizer: str
+) -> None:
+    push_pool(make_pool("pool", [("u1", "a likes films", "users/1")]), url)
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (Path(tokenizer) / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"films"', '"movies"'))
+    with pytest.raises(PoolError, match="was built with the tokenizer"):
+        check_pool(url, str(other))
