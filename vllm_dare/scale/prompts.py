@@ -16,8 +16,10 @@ from vllm_dare.generation.fingerprint import digest
 from vllm_dare.generation.partitions import Rows
 from vllm_dare.generation.prompts import PromptRow, RowId, prompt_files, read_prompt_file
 from vllm_dare.generation.settings import EngineSettings
+from vllm_dare.pool.manifest import is_pool
 from vllm_dare.request import ANY_ENGINE, RequestOptions
 from vllm_dare.scale.cluster import quiet_data, shuffle_blocks
+from vllm_dare.store.cache import pool_directory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +139,7 @@ def _described(start: int, path: Path, root: Path, engine: EngineSettings) -> It
     """Each row with what is known of it; the last may be a fault instead, for the driver to raise."""
     position = start - 1
     try:
-        router = _router(engine)
+        router = _router(engine.pool, engine.draft_tokens, engine.learn)
         for position, row in enumerate(read_prompt_file(path, root), start):
             facts = {"id": json.dumps(row.id), "digest": digest(row), "group": _group(row, router)}
             yield {"position": position, "row": _encode_row(row), **facts}
@@ -146,15 +148,15 @@ def _described(start: int, path: Path, root: Path, engine: EngineSettings) -> It
 
 
 @lru_cache(1)
-def _router_of(pool: Path | str | None, drafts: int) -> "Router | None":
-    return open_router(EngineSettings("", pool=pool, draft_tokens=drafts))
-
-
-def _router(engine: EngineSettings) -> "Router | None":
+def _router(pool: Path | str | None, drafts: int, learns: bool) -> "Router | None":
     """None too for a pool that is to be made by learning."""
-    if engine.pool is None or (isinstance(engine.pool, Path) and not engine.pool.exists()):
+    if isinstance(pool, str):
+        from vllm_dare.store.mirror import open_mirror
+
+        open_mirror(pool, learns=learns)[0].close()  # what was fetched stays mapped
+    if pool is None or (learns and not is_pool(pool_directory(pool))):
         return None
-    return _router_of(engine.pool, engine.draft_tokens)
+    return open_router(EngineSettings("", pool=pool, draft_tokens=drafts))
 
 
 def _group(row: PromptRow, router: "Router | None") -> str:
