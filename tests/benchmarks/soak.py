@@ -91,7 +91,8 @@ def soak(folder: Path, seconds: float, clients: int) -> dict[str, Any]:
 async def _load(address: str, pool: Path, outcome: Outcome, seconds: float, clients: int) -> None:
     end = time.monotonic() + seconds
     rows = read_rows(DEMO / "prompts.jsonl") + read_rows(DEMO / "item_prompts.jsonl")
-    limits = httpx.Limits(max_connections=2 * clients)
+    # The server closes connections that idle for five seconds; one that is used at that moment would fail.
+    limits = httpx.Limits(max_connections=2 * clients, keepalive_expiry=2.0)
     async with openai.AsyncOpenAI(
         base_url=f"{address}/v1",
         api_key=KEY,
