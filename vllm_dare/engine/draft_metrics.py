@@ -34,8 +34,8 @@ class DraftMetrics:
     """Tells a metrics file what is sent and what is accepted; some microseconds a step.
 
     What is accepted equals vLLM's own `vllm:spec_decode_…` counts, but for requests that are aborted while a
-    step runs, whose share of that step vLLM leaves out. Drafts may be fewer, since vLLM counts the places that
-    it pads, too.
+    step runs, whose share of that step vLLM leaves out. Drafts may be fewer, since vLLM counts the places
+    that it pads, too.
 
     Args:
         file: receives the numbers.
