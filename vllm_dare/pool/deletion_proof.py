@@ -27,24 +27,26 @@ class DeletionProof:
     num_left: int
 
 
-class RunCounter:
-    """Looks for runs of removed text, first in what held it, then in what took its place.
+def prove_deletion(
+    removed: Sequence[npt.NDArray[np.int32]],
+    old: Iterable[Segment],
+    new: Iterable[Segment],
+    kept: Iterable[Segment],
+) -> DeletionProof:
+    """Look for runs of removed text, in what held it and in what took its place.
 
     Args:
         removed: the removed documents, each int32[length]; one that was removed in several places is there
             as often.
-        before: the segments that held them, and all others that draft beside these.
+        old: the segments that held them.
+        new: those that took the place of these.
+        kept: all others that draft.
     """
-
-    def __init__(self, removed: Sequence[npt.NDArray[np.int32]], before: Iterable[Segment]) -> None:
-        self._runs, counts = _runs_of(removed)
-        self._is_unique = count_runs(self._runs, before) == counts
-
-    def proof(self, after: Iterable[Segment]) -> DeletionProof:
-        """What is left of the runs in these segments."""
-        unique = self._runs[self._is_unique]
-        left = count_runs(unique, after)
-        return DeletionProof(len(self._runs), len(unique), int((left > 0).sum()))
+    runs, counts = _runs_of(removed)
+    elsewhere = count_runs(runs, kept)
+    is_unique = count_runs(runs, old) + elsewhere == counts
+    is_left = count_runs(runs, new) + elsewhere > 0
+    return DeletionProof(len(runs), int(is_unique.sum()), int((is_unique & is_left).sum()))
 
 
 def count_runs(runs: npt.NDArray[np.int32], segments: Iterable[Segment]) -> npt.NDArray[np.int64]:

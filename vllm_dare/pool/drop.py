@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.deletion_proof import DeletionProof, RunCounter
+from vllm_dare.pool.deletion_proof import DeletionProof, prove_deletion
 from vllm_dare.pool.files import sync_directory
 from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
@@ -71,17 +71,23 @@ class _Removal(NamedTuple):
 
 
 class _Removed(NamedTuple):
-    """What went from one directory; `before` and `after` are the segments, the old ones still mapped."""
+    """What went from one directory.
+
+    Attributes:
+        old, new: the segments that held it, still mapped, and those that took their place.
+        kept: the others' files. There may be more than a process may map.
+    """
 
     documents: list[PoolDocument]
     num_segments: int
     num_files: int
     is_read: bool
-    before: list[Segment]
-    after: list[Segment]
+    old: list[Segment]
+    new: list[Segment]
+    kept: list[Path]
 
 
-_Choice = Callable[[Manifest, dict[str, Segment]], _Removal]
+_Choice = Callable[[Manifest, Callable[[str], Segment]], _Removal]
 
 
 def drop_documents(
@@ -104,8 +110,8 @@ def drop_documents(
     """
     wanted = np.array(sorted(keys), np.uint64)
 
-    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
-        masks = {name: np.isin(segment.document_keys, wanted) for name, segment in segments.items()}
+    def choose(manifest: Manifest, segment: Callable[[str], Segment]) -> _Removal:
+        masks = {name: np.isin(segment(name).document_keys, wanted) for name in manifest.segments}
         return _Removal(manifest, masks, [])
 
     advice = (
@@ -121,9 +127,9 @@ def drop_group(directory: Path, group: str, *, wait_seconds: float = 0.0) -> Dro
     As `drop_documents`. Assignments to the group stay: what is written for it later is its text again.
     """
 
-    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
-        members = [segments[name] for name in manifest.groups.get(group, ())]
-        documents = [document for segment in members for document in segment.keyed_documents()]
+    def choose(manifest: Manifest, segment: Callable[[str], Segment]) -> _Removal:
+        members = map(segment, manifest.groups.get(group, ()))
+        documents = [document for member in members for document in member.keyed_documents()]
         # Of equal documents as many as the group has; the others are another group's.
         left = Counter(map(_identity, documents))
 
@@ -132,7 +138,7 @@ def drop_group(directory: Path, group: str, *, wait_seconds: float = 0.0) -> Dro
             return left[_identity(document)] >= 0
 
         masks = {
-            name: np.array(list(map(goes, segments[name].keyed_documents())), np.bool_)
+            name: np.array(list(map(goes, segment(name).keyed_documents())), np.bool_)
             for name in manifest.global_segments
         }
         return _Removal(_without_group(manifest, group), masks, documents)
@@ -144,10 +150,10 @@ def forget_learned(live: Path, documents: Iterable[PoolDocument]) -> None:
     """Remove documents from a pool's ``live``: they have become part of the pool itself."""
     taken = set(map(_identity, documents))
 
-    def choose(manifest: Manifest, segments: dict[str, Segment]) -> _Removal:
+    def choose(manifest: Manifest, segment: Callable[[str], Segment]) -> _Removal:
         masks = {
-            name: np.array([_identity(one) in taken for one in segment.keyed_documents()], np.bool_)
-            for name, segment in segments.items()
+            name: np.array([_identity(one) in taken for one in segment(name).keyed_documents()], np.bool_)
+            for name in manifest.segments
         }
         return _Removal(manifest, masks, [])
 
@@ -213,15 +219,25 @@ def _drop(
 
 
 def _proof(removed: list[_Removed]) -> DeletionProof:
-    documents = [document.tokens for one in removed for document in one.documents]
-    counter = RunCounter(documents, [segment for one in removed for segment in one.before])
-    proof = counter.proof([segment for one in removed for segment in one.after])
+    proof = prove_deletion(
+        [document.tokens for one in removed for document in one.documents],
+        [segment for one in removed for segment in one.old],
+        [segment for one in removed for segment in one.new],
+        _opened(path for one in removed for path in one.kept),
+    )
     if proof.num_left:
         raise PoolError(
             f"{proof.num_left:,} of {proof.num_unique:,} runs of words that only the removed text had are "
             "still in the pool's indexes: rebuild the pool from documents without it."
         )
     return proof
+
+
+def _opened(paths: Iterable[Path]) -> Iterator[Segment]:
+    """One after the other; of what is learned, an engine may have joined some in the meantime."""
+    for path in paths:
+        with suppress(PoolError):
+            yield Segment.open(path)
 
 
 def _remove_old_files(directory: Path) -> int:
@@ -245,29 +261,31 @@ def _check_something_went(directory: Path, report: DropReport, whose: str, advic
 def _remove(directory: Path, choose: _Choice) -> _Removed:
     """Remove from one directory, which nobody else is changing."""
     manifest = read_manifest(directory)
-    segments = {
-        name: Segment.open(directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}") for name in manifest.segments
-    }
-    left, masks, documents = choose(manifest, segments)
-    written: dict[str, Segment | None] = {}
-    for name, mask in masks.items():
-        if mask.any():
-            written[name] = _written_without(segments[name], mask, left, directory)
-            every = zip(segments[name].keyed_documents(), mask, strict=True)
-            documents = [*documents, *(document for document, goes in every if goes)]
-    if left is not manifest or written:
+
+    def path(name: str) -> Path:
+        return directory / SEGMENTS_DIRECTORY / f"{name}{SUFFIX}"
+
+    left, masks, documents = choose(manifest, lambda name: Segment.open(path(name)))
+    changed = {name: mask for name, mask in masks.items() if mask.any()}
+    old = {name: Segment.open(path(name)) for name in {*changed, *(manifest.segments.keys() - left.segments)}}
+    new: dict[str, Segment | None] = {}
+    for name, mask in changed.items():
+        new[name] = _written_without(old[name], mask, left, directory)
+        every = zip(old[name].keyed_documents(), mask, strict=True)
+        documents = [*documents, *(document for document, goes in every if goes)]
+    if old or left is not manifest:
         sync_directory(directory / SEGMENTS_DIRECTORY)
-        left = _with_changes(left, written)
+        left = _with_changes(left, new)
         write_manifest(directory, left)
     removed = remove_unread(directory)
-    after = {**segments, **{segment.name: segment for segment in written.values() if segment is not None}}
     return _Removed(
         documents,
         num_segments=len(manifest.segments.keys() - left.segments.keys()),
         num_files=removed or 0,
         is_read=removed is None,
-        before=list(segments.values()),
-        after=[after[name] for name in left.segments],
+        old=list(old.values()),
+        new=[segment for segment in new.values() if segment is not None],
+        kept=[path(name) for name in left.segments if name in manifest.segments],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import BuildReport
-from vllm_dare.pool.deletion_proof import RUN_TOKENS, DeletionProof, RunCounter
+from vllm_dare.pool.deletion_proof import RUN_TOKENS, DeletionProof, prove_deletion
 from vllm_dare.pool.drop import drop_documents, drop_group
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import LiveStore, prepare_live
@@ -201,9 +202,32 @@ def test_the_proof_counts_as_one_would_by_hand(
     def segment(documents: list[list[int]]) -> Segment:
         return write_segment(folder, [np.array(one, np.int32) for one in documents], tokenizer=info)
 
-    counter = RunCounter([np.array(one, np.int32) for one in removed], [segment([*kept, *removed])])
+    documents = [np.array(one, np.int32) for one in removed]
     unique = runs(removed) - runs(kept)
-    assert counter.proof([segment(kept)]) == DeletionProof(len(runs(removed)), len(unique), 0)
+    proof = prove_deletion(documents, [segment([*kept, *removed])], [segment(kept)], [])
+    assert proof == DeletionProof(len(runs(removed)), len(unique), 0)
+    assert prove_deletion(documents, [segment(removed)], [], [segment(kept)]) == proof
     # Had one been forgotten, it would be seen.
     left = runs(removed[:1]) & unique
-    assert counter.proof([segment([*kept, removed[0]])]).num_left == len(left)
+    proof = prove_deletion(documents, [segment([*kept, *removed])], [segment([*kept, removed[0]])], [])
+    assert proof.num_left == len(left)
+
+
+def test_a_pool_of_more_groups_than_can_be_mapped_loses_a_user_too(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = make_pool("pool", [(str(i), "a b c war", f"users/{i}") for i in range(40)])
+    mapped: WeakSet[Segment] = WeakSet()
+    most, open_segment = 0, Segment.open
+
+    def counted(path: Path) -> Segment:
+        nonlocal most
+        segment = open_segment(path)
+        mapped.add(segment)
+        most = max(most, len(mapped))
+        return segment
+
+    monkeypatch.setattr(Segment, "open", counted)
+    assert drop_documents(pool, {entity_hash("user", 7)}, "user '7'").num_documents == 2
+    assert drop_group(pool, "users/8").num_documents == 2
+    assert most <= 6
