@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from vllm import envs
 
 from vllm_dare import __version__
@@ -21,7 +21,7 @@ from vllm_dare.engine import metrics_endpoint
 from vllm_dare.engine.admin_command import run_pool_command
 from vllm_dare.engine.configured import uses_dare
 from vllm_dare.errors import DareError, PoolError
-from vllm_dare.pool.drop import wait_for_engines
+from vllm_dare.pool.drop import wait_for_readers
 from vllm_dare.pool.live_store import LIVE_DIRECTORY
 from vllm_dare.pool.manifest import Manifest, is_pool, read_manifest
 from vllm_dare.pool.pool import RetrievalPool
@@ -49,9 +49,9 @@ class WaitBody(BaseModel):
 class DropBody(WaitBody):
     """Whose text is to go: exactly one of these."""
 
-    user: Name | int | None = None
-    item: Name | int | None = None
-    id: Name | int | None = None
+    user: Name | StrictInt | None = None
+    item: Name | StrictInt | None = None
+    id: Name | StrictInt | None = None
     group: Name | None = None
 
 
@@ -160,15 +160,13 @@ _router = APIRouter(prefix="/v1/dare", tags=["dare"])
 @_router.get("/status")
 def status(server: Server) -> dict[str, Any]:
     """What is served: settings, the pool and what was learned on disk, and every engine's numbers."""
-    manifest = _refusing(read_manifest, server.pool)
     live = server.pool / LIVE_DIRECTORY
-    learned = _refusing(read_manifest, live) if server.learns and is_pool(live) else None
     return {
         "version": __version__,
         "settings": server.config.model_dump(mode="json") if server.config is not None else None,
-        "pool": summarize(manifest).model_dump(mode="json"),
-        "pool_is_served": wait_for_engines(server.pool, 0, 0.0),
-        "live": summarize(learned).model_dump(mode="json") if learned is not None else None,
+        "pool": _summary(server.pool),
+        "pool_is_served": wait_for_readers(server.pool, 0.0),
+        "live": _summary(live) if server.learns and is_pool(live) else None,
         "engines": metrics_endpoint.numbers_of_engines(),
     }
 
@@ -195,7 +193,10 @@ async def reload(server: Server, request: Request) -> dict[str, bool]:
     """
     body = await _body(request, WaitBody)
     await asyncio.to_thread(_refusing, _check_pool, server.pool)
-    return {"is_served": await asyncio.to_thread(wait_for_engines, server.pool, 0, body.wait_seconds)}
+    is_served = await asyncio.to_thread(wait_for_readers, server.pool, body.wait_seconds)
+    if not is_served:
+        await asyncio.to_thread(_refusing, _check_content, server.pool)
+    return {"is_served": is_served}
 
 
 @_router.post("/documents")
@@ -250,6 +251,19 @@ async def _change(server: _Server, command: str, *arguments: str, hidden: str = 
 def _check_pool(directory: Path) -> None:
     with RetrievalPool.open(directory) as pool:
         pool.check_files()
+
+
+def _check_content(directory: Path) -> None:
+    with RetrievalPool.open(directory) as pool:
+        pool.verify_checksums(workers=1)
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    """What is in a pool directory, or what is wrong with it; engines serve on from what they have mapped."""
+    try:
+        return summarize(read_manifest(directory)).model_dump(mode="json")
+    except DareError as error:
+        return {"error": str(error)}
 
 
 def _refusing(action: Callable[[Path], Any], directory: Path) -> Any:

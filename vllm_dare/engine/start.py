@@ -120,7 +120,8 @@ def _directory(config: DareConfig) -> tuple[Path, bool]:
     # Never closed, so that the cache keeps it until the worker has opened it, too.
     mirror, failure = open_mirror(config.pool, learns=config.live is not None)
     if failure is not None:
-        logger.warning("DARE: %s Until it can, the cached pool %s serves.", failure, mirror.pool)
+        # As an error, so that a batch run, which shows nothing else of the start, shows it.
+        logger.error("DARE: %s Until it can, the cached pool %s serves.", failure, mirror.pool)
     return mirror.pool, True
 
 

@@ -18,12 +18,21 @@ class ByteLock:
     """
 
     def __init__(self, path: Path, number: int) -> None:
+        self.path, self.number = path, number
         descriptor = _open(path)
+        self._inode = None if descriptor is None else os.fstat(descriptor).st_ino
         if descriptor is None:
             self.release: weakref.finalize = weakref.finalize(self, _nothing)  # type: ignore[type-arg]
             return
         _range_lock(descriptor, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, number, 1)
         self.release = weakref.finalize(self, os.close, descriptor)
+
+    def is_heard(self) -> bool:
+        """Whether the file is still the one that it was, so that others look there."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
 
 
 def is_byte_locked(path: Path, start: int, length: int) -> bool:

@@ -15,7 +15,7 @@ from vllm_dare.pool.deletion_proof import DeletionProof, prove_deletion
 from vllm_dare.pool.files import sync_directory
 from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
-from vllm_dare.pool.lock import changing, has_older_readers
+from vllm_dare.pool.lock import changing, has_older_readers, has_readers
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -30,6 +30,7 @@ from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.writer import remove_unread
 
 _WAIT_SECONDS = 0.1
+_LOOK_SECONDS = 3.0  # engines look for orders every second
 
 
 @dataclass(frozen=True)
@@ -161,20 +162,20 @@ def forget_learned(live: Path, documents: Iterable[PoolDocument]) -> None:
         _remove(live, choose)
 
 
-def wait_for_engines(directory: Path, order: int, seconds: float) -> bool:
-    """Wait until no process reads older files of a pool, and engines have followed an order.
-
-    Args:
-        directory: the pool.
-        order: its number, see `give_order`; 0 for none.
-        seconds: how long at most.
-
-    Returns:
-        Whether it is so; an engine looks once a second.
-    """
-    deadline = time.monotonic() + seconds
+def wait_for_readers(directory: Path, seconds: float) -> bool:
+    """Wait, so long at most, until no process reads older files of a pool; whether it is so."""
     live = directory / LIVE_DIRECTORY
-    while has_older_readers(directory) or has_older_readers(live) or not is_followed(live, order):
+    return _wait(lambda: not has_older_readers(directory) and not has_older_readers(live), seconds)
+
+
+def wait_for_followers(live: Path, order: int, seconds: float) -> bool:
+    """Wait, so long at most, until engines have followed an order, see `give_order`; whether they have."""
+    return _wait(lambda: is_followed(live, order), seconds)
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
         if time.monotonic() >= deadline:
             return False
         time.sleep(_WAIT_SECONDS)
@@ -192,17 +193,22 @@ def _drop(
     groups: Collection[str] = (),
 ) -> DropReport:
     check_is_pool(directory)
+    deadline = time.monotonic() + wait_seconds
     live = directory / LIVE_DIRECTORY
+    has_memory = _write_down(directory, wait_seconds)
     removed, order = [], 0
-    if is_pool(live):
+    if live.is_dir():
         with locked(live):
             order = give_order(live, keys, groups)
-            removed.append(_remove(live, choose))
+            if is_pool(live):
+                removed.append(_remove(live, choose))
     with changing(directory):
         removed.append(_remove(directory, choose))
+    proof = _proof(removed)
+    has_forgotten = wait_for_followers(live, order, deadline - time.monotonic())
     num_files = sum(one.num_files for one in removed)
     is_read = any(one.is_read for one in removed)
-    if is_read and wait_for_engines(directory, order, wait_seconds):
+    if is_read and wait_for_readers(directory, deadline - time.monotonic()):
         num_files += _remove_old_files(directory)
         is_read = False
     report = DropReport(
@@ -210,12 +216,36 @@ def _drop(
         num_segments=sum(one.num_segments for one in removed),
         num_files=num_files,
         is_read=is_read,
-        is_learned=order > 0 and has_followers(live),
-        is_followed=wait_for_engines(directory, order, wait_seconds) or is_followed(live, order),
-        proof=_proof(removed),
+        is_learned=has_followers(live),
+        is_followed=has_forgotten,
+        proof=proof,
     )
-    _check_something_went(directory, report, whose, advice)
+    _check_something_went(directory, report, has_memory, whose, advice)
     return report
+
+
+def _write_down(directory: Path, wait_seconds: float) -> bool:
+    """Have engines that learn write down what is in their memory, so that it is counted and proved gone.
+
+    Where the directory of what was learned has gone, these engines still draft from it. They see an order
+    that is left in a new one.
+
+    Returns:
+        Whether text may have been left in the memory of an engine.
+    """
+    live = directory / LIVE_DIRECTORY
+    if not live.is_dir():
+        if not has_readers(directory):
+            return False
+        live.mkdir()
+        with locked(live):
+            give_order(live)
+        _wait(lambda: has_followers(live), min(wait_seconds, _LOOK_SECONDS))
+    if not has_followers(live):
+        return False
+    with locked(live):
+        order = give_order(live)
+    return not wait_for_followers(live, order, min(wait_seconds, _LOOK_SECONDS))
 
 
 def _proof(removed: list[_Removed]) -> DeletionProof:
@@ -246,8 +276,10 @@ def _remove_old_files(directory: Path) -> int:
         return (remove_unread(directory) or 0) + (remove_unread(live) or 0 if is_pool(live) else 0)
 
 
-def _check_something_went(directory: Path, report: DropReport, whose: str, advice: str) -> None:
-    if report.num_documents or report.is_learned:
+def _check_something_went(
+    directory: Path, report: DropReport, has_memory: bool, whose: str, advice: str
+) -> None:
+    if report.num_documents or has_memory:
         return
     if report.is_read:
         raise PoolError(

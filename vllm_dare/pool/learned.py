@@ -8,7 +8,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import document_key
 from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
-from vllm_dare.pool.drop import wait_for_engines
+from vllm_dare.pool.drop import wait_for_followers
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_keeper import frozen_share
 from vllm_dare.pool.live_orders import give_order, has_followers
@@ -106,7 +106,7 @@ def flush_learned(directory: Path, *, wait_seconds: float) -> None:
         raise PoolError(f"No engine learns into {directory} now, so that there is nothing to write down.")
     with locked(live):
         order = give_order(live)
-    if not wait_for_engines(directory, order, wait_seconds):
+    if not wait_for_followers(live, order, wait_seconds):
         raise PoolError(
             f"After {wait_seconds:g} seconds an engine that learns into {directory} has not written down "
             "what it has in memory: see its log; its disk may be full."

@@ -84,10 +84,11 @@ class LiveKeeper:
         if self._failed:
             with suppress(PoolError):
                 self._forget_all()
+        if self._engine is not None:
+            self._engine.gather()
+        if self._failed:
             return
         try:
-            if self._engine is not None:
-                self._engine.gather()
             if self._store.orders.unfollowed() is not None or self._is_due():
                 self._freeze()
             elif self.live.broken.is_set() or self._store.has_changed():

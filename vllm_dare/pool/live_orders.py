@@ -107,6 +107,8 @@ class OrderReader:
         seen = _signature(self._directory)
         if seen == self._seen:
             return None
+        if self._lock is not None and not self._lock.is_heard():  # the directory was made anew
+            self._lock = ByteLock(self._lock.path, 0)
         orders = _read(self._directory)
         last = _last_number(orders)
         # A directory that was removed and made anew begins to count anew.

@@ -46,6 +46,11 @@ def version_of(directory: Path) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") % _MOST_VERSIONS
 
 
+def has_readers(directory: Path) -> bool:
+    """Whether any process reads any version of the pool."""
+    return is_byte_locked(directory / READERS_NAME, 0, 0)
+
+
 def has_older_readers(directory: Path) -> bool:
     """Whether any process, this one included, reads another version of the pool than the present one."""
     path, version = directory / READERS_NAME, version_of(directory)

@@ -121,5 +121,6 @@ def _within(array: np.ndarray, least: int, end: int) -> bool:
 
 def _damaged(path: Path, fault: str) -> PoolError:
     return PoolError(
-        f"The learned text {path.name} is damaged ({fault}); remove it, in the store or in the cache."
+        f"The learned text {path.parent.name}/{path.name} is damaged ({fault}); remove it, in the store or "
+        "in the cache."
     )

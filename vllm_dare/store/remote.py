@@ -19,6 +19,7 @@ from typing import Any
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.extras import need
 from vllm_dare.pool.tensor_file import content_hash
+from vllm_dare.store.location import is_url
 
 MANIFESTS = "manifests"
 LIVE = "live"
@@ -58,6 +59,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.protocol = url.split(":", 1)[0]
+        if not is_url(url) or not url.split(":", 1)[1].strip("/"):
+            raise StoreError(f"{url!r} is not the URL of a store; give s3://bucket/path or file:///path.")
         fsspec = need("fsspec", "fsspec", "'vllm-dare[store]'")
         options = _S3_OPTIONS if self.protocol in ("s3", "s3a") else {"use_listings_cache": False}
         try:

@@ -8,9 +8,16 @@ from pathlib import Path
 
 from vllm_dare.errors import StoreError
 from vllm_dare.pool.lock import changing
-from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY, Manifest, encode_manifest, write_manifest
+from vllm_dare.pool.manifest import (
+    MANIFEST_NAME,
+    SEGMENTS_DIRECTORY,
+    Manifest,
+    check_is_pool,
+    encode_manifest,
+    write_manifest,
+)
 from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.pool.tensor_file import NAME_LENGTH
+from vllm_dare.pool.tensor_file import NAME_LENGTH, SUFFIX
 from vllm_dare.pool.threads import run_all
 from vllm_dare.pool.writer import check_output
 from vllm_dare.store.latest import files_of, read_latest, read_version, version_file
@@ -38,6 +45,9 @@ def push_pool(
         PoolError: the pool is damaged or being changed, there is another one, or the store cannot be used.
     """
     store = Store(url)
+    check_is_pool(directory)
+    if store.read(MANIFEST_NAME) is not None:
+        raise StoreError(f"{url} is a pool directory, not a store; choose another place.")
     with changing(directory), RetrievalPool.open(directory) as pool:
         pool.check_files()
         pool.verify_checksums()
@@ -94,7 +104,7 @@ def fetch_files(
 
 
 def present_files(lease: Lease) -> Collection[str]:
-    """The files of the version that counts, which nobody removes while this lease is held.
+    """The files of the version that counts that are there, which nobody removes while this lease is held.
 
     Others may be there but about to be removed, and are uploaded again.
 
@@ -104,7 +114,11 @@ def present_files(lease: Lease) -> Collection[str]:
     if lease.latest.manifest is None:
         return ()
     manifest, _ = read_version(lease.store, lease.latest.manifest)
-    return files_of(manifest)
+    sizes = {f"{SEGMENTS_DIRECTORY}/{name}{SUFFIX}": one.num_bytes for name, one in manifest.segments.items()}
+    there = {file.name: file.num_bytes for file in lease.store.files()}
+    return {
+        name for name in files_of(manifest) if name in there and there[name] == sizes.get(name, there[name])
+    }
 
 
 def upload_version(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -711,6 +712,23 @@ def test_what_was_learned_of_a_user_is_dropped_while_requests_run(
     with RetrievalPool.open(pool / "live") as live:
         (segment,) = live.group_segments("new")
         assert [one.tolist() for one in segment.documents()] == [[44, 45, 46]]
+
+
+def test_an_engine_whose_directory_of_learned_text_has_gone_forgets_too(
+    make: Any, runner: Runner, pool: Path
+) -> None:
+    drafter = make(pool, live={})
+    shutil.rmtree(pool / "live")
+    until(lambda: drafter._learner.errors)
+    runner.add("before", [*PREFIX, 20, 21, 22, 23, 9], {"dare_user": "u9", "dare_group": "new"}, output=5)
+    runner.propose(drafter)
+    runner.remove("before")
+    until(lambda: drafter._learner.live.segments("new")[0])
+    report = drop_documents(pool, {entity_hash("user", "u9")}, "user 'u9'", wait_seconds=10)
+    assert (report.is_learned, report.is_followed, report.num_documents) == (True, True, 0)
+    runner.add("next", [40, 41, 20], {"dare_group": "new"})
+    assert runner.propose(drafter)["next"] == []
+    drafter.close()
 
 
 def test_an_idle_engine_takes_up_a_newer_pool(

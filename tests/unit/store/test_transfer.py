@@ -93,3 +93,35 @@ def test_commands(url: str, make_pool: MakePool, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="--overwrite"):
         run("push", str(pool), url)
     run("push", str(pool), url, "--overwrite")
+
+
+def test_a_push_repairs_a_store_that_has_lost_a_file(url: str, make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool("pool", OLD)
+    push_pool(pool, url)
+    store = Store(url)
+    lost, cut = [file.name for file in store.files() if file.name.startswith("segments")][:2]
+    store.remove(lost)
+    with store.fs.open(store.path(cut), "wb") as file:
+        file.write(b"half of it")
+    with pytest.raises(PoolError):
+        pull_pool(url, tmp_path / "copy")
+    push_pool(pool, url, overwrite=True)
+    with RetrievalPool.open(pool) as opened:
+        assert pull_pool(url, tmp_path / "copy") == opened.manifest
+    with RetrievalPool.open(tmp_path / "copy") as copy:
+        copy.verify()
+
+
+def test_a_pool_directory_is_no_store(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool("pool", OLD)
+    with pytest.raises(StoreError, match="is a pool directory, not a store"):
+        push_pool(pool, f"file://{pool}")
+    assert not (pool / "latest").exists()
+    with pytest.raises(PoolError, match="is not a pool directory"):
+        push_pool(tmp_path / "nothing", f"file://{tmp_path / 'store'}")
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:/bucket/pool", "/mnt/pool", "", "file://"])
+def test_what_is_no_url_is_refused(make_pool: MakePool, url: str) -> None:
+    with pytest.raises(StoreError, match="is not the URL of a store"):
+        push_pool(make_pool("pool", OLD), url)
