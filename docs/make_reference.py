@@ -275,8 +275,8 @@ def metrics_page() -> str:
             )
             + ".\n",
             "Accepted tokens are those of vLLM's own `vllm:spec_decode_num_accepted_tokens_total`, and those "
-            "of the last step of requests that were aborted in it, by a client or at a stop string, which vLLM "
-            "leaves out, drafts and all. Its "
+            "of the last step of requests that were aborted in it, by a client or at a stop string, which "
+            "vLLM leaves out, drafts and all. Its "
             "drafted ones may be more: a request whose prompt is in the prefix cache but for one token is "
             "padded with `num_speculative_tokens` placeholders, which vLLM counts as drafts.\n",
         ]

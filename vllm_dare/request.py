@@ -14,7 +14,8 @@ from vllm_dare.verification.rule import VerificationConfig
 
 PREFIX = "dare_"
 _MAX_VALUES = 1000  # of a history, and of attributes
-_MAX_GUARDED = 100  # entries of a list of the rule: each string is looked for in every token's text
+# Of a list of the rule: entries, and strings, each of which is looked for in every token's text.
+_MAX_GUARDED, _MAX_GUARDED_TEXTS = 10_000, 100
 _MAX_CHARACTERS = 1000  # of an id, a name, or a "name=value"
 _AN_ID = f"a non-empty string or an integer (of at most {_MAX_CHARACTERS} characters or 64 bits)"
 _GROUP_KEYS = ("dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes")
@@ -257,6 +258,9 @@ def _as_field(key: str, value: Any) -> Any:
         return value
     if len(value) > _MAX_GUARDED:
         raise RequestError(key, f"{key} must be a list of at most {_MAX_GUARDED} entries, not {len(value)}.")
+    texts = sum(isinstance(entry, str) for entry in value)
+    if texts > _MAX_GUARDED_TEXTS:
+        raise RequestError(key, f"{key} must hold at most {_MAX_GUARDED_TEXTS} strings, not {texts}.")
     for entry in value:
         if isinstance(entry, str) and entry and _as_id(entry) is None:
             raise RequestError(

@@ -25,7 +25,7 @@ from vllm.exceptions import VLLMValidationError
 from tests.fuzz.campaign import Result, run_cases
 from tests.fuzz.pool_cases import honest_pools
 from vllm_dare.config import DareConfig
-from vllm_dare.engine import start
+from vllm_dare.engine import configured, start
 from vllm_dare.errors import RequestError
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.request import KNOWN_KEYS, RequestOptions, request_args
@@ -203,7 +203,7 @@ def _check_error(error: RequestError) -> None:
 
 def _check_front_ends(request: Any, config: DareConfig, *, refused: bool) -> None:
     """vLLM's server and its offline API call these; both refuse as `RequestOptions.parse` does."""
-    speculative = SimpleNamespace(method="custom_class", model=start.PROPOSER_PATHS[0])
+    speculative = SimpleNamespace(method="custom_class", model=configured.PROPOSER_PATHS[0])
     settings = {"dare": config.model_dump(mode="json", exclude_defaults=True)}
     engine = SimpleNamespace(speculative_config=speculative, additional_config=settings)
     start._server_config = config

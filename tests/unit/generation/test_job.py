@@ -127,7 +127,12 @@ def test_a_complete_output_is_left_alone(job: Job) -> None:
     _run(job)
     before = job.output.stat()
     assert _run(job).status == "untouched"
-    assert job.output.stat() == before
+    after = job.output.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_size,
+    )
     assert _run(replace(job, overwrite=True)).status == "complete"
     assert job.output.stat().st_ino != before.st_ino
 
