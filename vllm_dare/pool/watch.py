@@ -1,13 +1,16 @@
 """Newer versions of a pool, opened in the background while the old one serves."""
 
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.manifest import manifest_signature, read_manifest
 from vllm_dare.pool.pool import RetrievalPool
 
 _LOOK_SECONDS = 1.0
+_NICENESS = 19
 _RETRY_SECONDS = 30.0  # a version that cannot be used is tried again: a copy may still be on its way
 
 
@@ -96,6 +99,9 @@ class PoolWatch:
             )
 
     def _run(self) -> None:
+        # Reading a large pool would otherwise take a core from the steps. On Linux, a thread has its own.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while not self._closing.wait(_LOOK_SECONDS):
             self.look()
             self._on_look()
