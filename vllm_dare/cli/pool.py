@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_dare.cli import options
-from vllm_dare.cli.pool_changes import add, drop, flush, prune, refresh
+from vllm_dare.cli.pool_changes import add, drop, flush, prune, refresh, show_skipped
 from vllm_dare.cli.pool_store import compact, pull, push
 from vllm_dare.cli.progress import progress_bars
 from vllm_dare.store.location import is_url
@@ -180,8 +180,7 @@ def _print_build(output: Path, report: "BuildReport", bad_rows: "BadRows") -> No
         )
     if report.mismatch is not None:
         typer.echo(report.mismatch)
-    if bad_rows.num_skipped:
-        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+    show_skipped(bad_rows)
 
 
 def _contents(summary: "PoolSummary") -> str:

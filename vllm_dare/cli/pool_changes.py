@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vllm_dare.pool.assignments import EntityKind
     from vllm_dare.pool.drop import DropReport
     from vllm_dare.pool.prune import Budget
+    from vllm_dare.pool.rows import BadRows
 
 Directory = Annotated[Path, typer.Argument(metavar="POOL", help="A pool directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -126,8 +127,7 @@ def refresh(
         f"{report.num_new:,} documents came, {report.num_replaced:,} gave way to a new one of the same id, "
         f"{report.num_dropped:,} went because they were the oldest."
     )
-    if bad_rows.num_skipped:
-        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+    show_skipped(bad_rows)
 
 
 def drop(
@@ -253,8 +253,7 @@ def add(
         typer.echo(
             "No engine learns into this pool now: they draft once one is started that does (dare.live)."
         )
-    if bad_rows.num_skipped:
-        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+    show_skipped(bad_rows)
 
 
 def flush(directory: Directory, *, wait: Wait = 30.0) -> None:
@@ -266,6 +265,12 @@ def flush(directory: Directory, *, wait: Wait = 30.0) -> None:
 
     flush_learned(directory, wait_seconds=wait)
     typer.echo(f"All that was learned is in {directory / 'live'}.")
+
+
+def show_skipped(bad_rows: "BadRows") -> None:
+    """Say how many rows were left out, if any."""
+    if bad_rows.num_skipped:
+        typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
 
 
 def _budget(tokens: int | None, keep: str | None) -> "Budget":

@@ -16,7 +16,7 @@ from typing import Any, Self
 from vllm_dare.errors import DareError
 from vllm_dare.generation.fingerprint import Fingerprint
 from vllm_dare.generation.ids import IdSet
-from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.files import sync
 
 _FSYNC_SECONDS = 1.0
 PROMPTS = "prompts"  # the key of the fingerprint among the settings
@@ -97,7 +97,7 @@ class OutputFile:
             self._sync()
             os.replace(self.part, self.output)
             os.replace(self.settings_file, _final_settings_file(self.output))
-            sync_directory(self.output.parent)
+            sync(self.output.parent)
         os.close(self._descriptor)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from vllm_dare.generation.output import (
     open_locked,
     read_record,
 )
-from vllm_dare.pool.files import replace_text, sync_directory, temporary_file
+from vllm_dare.pool.files import replace_text, sync, temporary_file
 
 _RECORD, _LOCK, _SUCCESS = "_settings.json", "_lock", "_SUCCESS"
 _PARTS = "part-*.jsonl"
@@ -144,8 +144,9 @@ class PartitionedOutput:
 
     def _drop_failed(self) -> None:
         for part in parts(self.directory):
-            good = [row for row in _rows(part) if not is_error(row)]
-            failed = sum(1 for _ in _rows(part)) - len(good)
+            rows = list(_rows(part))
+            good = [row for row in rows if not is_error(row)]
+            failed = len(rows) - len(good)
             self.retried += failed
             if failed:
                 _write(part, good)
@@ -165,7 +166,7 @@ def write_part(directory: Path, run: int, number: int, rows: Iterable[Mapping[st
             Path(file.name).unlink(missing_ok=True)
             raise DareError(f"Another run has taken over {directory}; this one ends.")
         os.replace(file.name, part)
-        sync_directory(directory)
+        sync(directory)
         _tries(directory, run, number).unlink(missing_ok=True)
     except OSError as error:
         raise DareError(

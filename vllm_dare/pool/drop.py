@@ -12,10 +12,10 @@ import numpy as np
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.deletion_proof import DeletionProof, prove_deletion
-from vllm_dare.pool.files import sync_directory
+from vllm_dare.pool.files import sync
 from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
-from vllm_dare.pool.live_store import LIVE_DIRECTORY, locked
-from vllm_dare.pool.lock import changing, has_older_readers, has_readers
+from vllm_dare.pool.live_store import LIVE_DIRECTORY
+from vllm_dare.pool.lock import changing, has_older_readers, has_readers, locked
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -306,7 +306,7 @@ def _remove(directory: Path, choose: _Choice) -> _Removed:
         every = zip(old[name].keyed_documents(), mask, strict=True)
         documents = [*documents, *(document for document, goes in every if goes)]
     if old or left is not manifest:
-        sync_directory(directory / SEGMENTS_DIRECTORY)
+        sync(directory / SEGMENTS_DIRECTORY)
         left = _with_changes(left, new)
         write_manifest(directory, left)
     removed = remove_unread(directory)

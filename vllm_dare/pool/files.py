@@ -47,9 +47,9 @@ def check_writable(directory: Path) -> None:
     Path(probe.name).unlink()
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the renames in ``directory`` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -67,6 +67,16 @@ def open_file(path: Path) -> BufferedReader:
         file.close()
         raise OSError(errno.EINVAL, "it is not a regular file")
     return file
+
+
+def signature(path: Path) -> tuple[int, ...]:
+    """What changes with every replacement of a file; asks the file system, nothing else.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,8 @@ from vllm_dare.pool.drop import wait_for_followers
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_keeper import frozen_share
 from vllm_dare.pool.live_orders import give_order, has_followers
-from vllm_dare.pool.live_store import LIVE_DIRECTORY, LiveStore, locked, prepare_live
+from vllm_dare.pool.live_store import LIVE_DIRECTORY, LiveStore, prepare_live
+from vllm_dare.pool.lock import locked
 from vllm_dare.pool.manifest import check_is_pool, is_pool
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.rows import BadRows

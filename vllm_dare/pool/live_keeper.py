@@ -3,10 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
-from vllm_dare.errors import PoolError
 from vllm_dare.pool.live import LiveDocument, LivePool
 from vllm_dare.pool.live_orders import Unfollowed
 from vllm_dare.pool.live_store import LiveStore
@@ -81,21 +79,20 @@ class LiveKeeper:
 
     def tend(self) -> None:
         """One round of background work: gather, then freeze what is due or read what others have written."""
-        if self._failed:
-            with suppress(PoolError):
-                self._forget_all()
-        if self._engine is not None:
-            self._engine.gather()
-        if self._failed:
-            return
         try:
-            if self._store.orders.unfollowed() is not None or self._is_due():
-                self._freeze()
+            if self._engine is not None:
+                self._engine.gather()
+            unfollowed = self._store.orders.unfollowed()
+            if self._failed:
+                self._forget_all(unfollowed)
+            elif unfollowed is not None or self._is_due():
+                self._freeze(unfollowed)
             elif self.live.broken.is_set() or self._store.has_changed():
                 self._read()
         except Exception as error:  # learning may end, serving may not
-            self._failed = True
-            self._on_stop(error)
+            if not self._failed:
+                self._failed = True
+                self._on_stop(error)
 
     def close(self) -> None:
         """Freeze what is left and end the background work; does nothing the second time."""
@@ -119,30 +116,27 @@ class LiveKeeper:
         old = self._oldest is not None and time.monotonic() - self._oldest >= _FREEZE_SECONDS
         return waiting >= self._freeze_tokens or (waiting > 0 and (old or self._closing.is_set()))
 
-    def _freeze(self) -> None:
+    def _freeze(self, unfollowed: Unfollowed | None) -> None:
         self._oldest = None
-        unfollowed = self._begin_to_follow()
+        self._begin_to_follow(unfollowed)
         taken = self.live.take()
         self._store.freeze(taken.documents)
         self._frozen = self._store.read(self._frozen)
         self.live.swap(self._frozen, taken)
         self._end_following(unfollowed)
 
-    def _forget_all(self) -> None:
+    def _forget_all(self, unfollowed: Unfollowed | None) -> None:
         """Where the disk has failed: an order to forget some text takes all of it, in memory and mapped."""
-        unfollowed = self._store.orders.unfollowed()
         if unfollowed is None or unfollowed.only_writes:
             return
-        self._begin_to_follow()
+        self._begin_to_follow(unfollowed)
         self._frozen = self._store.nothing()
         self.live.swap(self._frozen, self.live.take())
         self._end_following(unfollowed)
 
-    def _begin_to_follow(self) -> Unfollowed | None:
-        unfollowed = self._store.orders.unfollowed()
+    def _begin_to_follow(self, unfollowed: Unfollowed | None) -> None:
         if unfollowed is not None and self._engine is not None:
             self._engine.forget(unfollowed)
-        return unfollowed
 
     def _end_following(self, unfollowed: Unfollowed | None) -> None:
         if unfollowed is None:

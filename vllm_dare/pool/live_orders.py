@@ -6,7 +6,6 @@ engine looks there once a second. An engine that has followed all orders up to a
 number, so that others can tell when nobody is behind.
 """
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.byte_lock import ByteLock, is_byte_locked
-from vllm_dare.pool.files import open_file, replace_text
+from vllm_dare.pool.files import open_file, replace_text, signature
 from vllm_dare.pool.json_reader import parse_json
 
 ORDERS_NAME = "orders.json"
@@ -175,7 +174,6 @@ def _last_number(orders: list[Order]) -> int:
 
 def _signature(directory: Path) -> tuple[int, ...] | None:
     try:
-        found = os.stat(directory / ORDERS_NAME)
+        return signature(directory / ORDERS_NAME)
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

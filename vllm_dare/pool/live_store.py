@@ -1,16 +1,15 @@
 """The live text on disk: ``<pool>/live``, a pool of its own that several engines add to."""
 
-import fcntl
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import check_writable, sync_directory
+from vllm_dare.pool.files import check_writable, sync
 from vllm_dare.pool.live import MERGE_RATIO, LiveDocument
 from vllm_dare.pool.live_known import KnownTexts
 from vllm_dare.pool.live_orders import OrderReader
+from vllm_dare.pool.lock import locked
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -29,7 +28,6 @@ from vllm_dare.pool.writer import PoolContent, remove_unread, write_pool
 PassOn = Callable[[Sequence[LiveDocument]], None]
 
 LIVE_DIRECTORY = "live"
-_LOCK_NAME = "lock"
 _SEALED_SHARE = 8  # a segment grows to this part of `max_tokens`, so that eviction takes little at a time …
 _MAX_SEALED_TOKENS = 2**20  # … and to no more than is sorted in a fraction of a second
 _MAX_MAPPED_SEGMENTS = 16384  # Linux lets a process have 65530 mappings, and the pool beside it has many
@@ -192,7 +190,7 @@ class LiveStore:
                     before = _num_tokens(manifest) + sum(len(document.tokens) for document in new)
                     manifest = self._added(manifest, new)
                     self.num_evicted += before - _num_tokens(manifest)
-                    sync_directory(self.directory / SEGMENTS_DIRECTORY)
+                    sync(self.directory / SEGMENTS_DIRECTORY)
                     write_manifest(self.directory, manifest)
             finally:
                 with suppress(OSError, PoolError):
@@ -335,21 +333,6 @@ def prepare_pool(directory: Path, tokenizer: TokenizerInfo) -> bool:
         if not is_pool(directory):  # another process has been quicker
             raise
     return True
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process changes the live text, and keep others from it.
-
-    Raises:
-        OSError: the directory has gone, cannot be written to, or is on a file system without locks.
-    """
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped with the descriptor, or with the process
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check(directory: Path, tokenizer: TokenizerInfo, verify: bool) -> None:

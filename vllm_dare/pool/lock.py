@@ -13,6 +13,7 @@ from vllm_dare.pool.files import open_file
 from vllm_dare.pool.manifest import MANIFEST_NAME, SEGMENTS_DIRECTORY
 
 READERS_NAME = "readers"
+_LOCK_NAME = "lock"
 _MOST_VERSIONS = 2**62
 
 
@@ -55,6 +56,21 @@ def has_older_readers(directory: Path) -> bool:
     """Whether any process, this one included, reads another version of the pool than the present one."""
     path, version = directory / READERS_NAME, version_of(directory)
     return (version > 0 and is_byte_locked(path, 0, version)) or is_byte_locked(path, version + 1, 0)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process changes what is in a directory, and keep others from it.
+
+    Raises:
+        OSError: the directory has gone, cannot be written to, or is on a file system without locks.
+    """
+    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped with the descriptor, or with the process
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

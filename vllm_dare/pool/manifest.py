@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from vllm_dare.drafting.blend import Blend
 from vllm_dare.errors import PoolError
-from vllm_dare.pool.files import open_file, sync_directory, temporary_file
+from vllm_dare.pool.files import open_file, signature, sync, temporary_file
 from vllm_dare.pool.json_reader import parse_json
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Provenance, Segment
@@ -128,8 +128,7 @@ def manifest_signature(directory: Path) -> tuple[int, ...]:
     Raises:
         OSError: there is none.
     """
-    found = os.stat(directory / MANIFEST_NAME)
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return signature(directory / MANIFEST_NAME)
 
 
 def check_is_pool(directory: Path) -> None:
@@ -193,7 +192,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     with temporary_file(directory) as file:
         file.write(encode_manifest(manifest))
     os.replace(file.name, directory / MANIFEST_NAME)
-    sync_directory(directory)
+    sync(directory)
 
 
 def _refusal(path: str, found: Any, error: ValidationError) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import write_hashed_assignments
-from vllm_dare.pool.files import sync_directory, temporary_file
+from vllm_dare.pool.files import sync, temporary_file
 from vllm_dare.pool.lock import ReadLock, changing, has_older_readers
 from vllm_dare.pool.manifest import (
     MANIFEST_NAME,
@@ -200,7 +200,7 @@ def _staging(output: Path) -> Iterator[Path]:
         (staging / SEGMENTS_DIRECTORY).mkdir(parents=True)
         yield staging
         os.rename(staging, output)
-        sync_directory(staging.parent)
+        sync(staging.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -258,7 +258,7 @@ def _write_files(
         SegmentPart(group, part) for group, documents in by_group for part in _split(documents, max_tokens)
     ]
     segments = write(content, parts, directory / SEGMENTS_DIRECTORY, progress)
-    sync_directory(directory / SEGMENTS_DIRECTORY)
+    sync(directory / SEGMENTS_DIRECTORY)
     groups: dict[str | None, list[str]] = {group: [] for group, _ in by_group}
     for part, (name, _) in zip(parts, segments, strict=True):
         groups[part.group].append(name)

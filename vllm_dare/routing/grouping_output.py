@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vllm_dare.errors import DareError
-from vllm_dare.pool.files import check_writable, sync_directory, temporary_file
+from vllm_dare.pool.files import check_writable, sync, temporary_file
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.routing.router_file import ROUTER_PREFIX
 
@@ -85,12 +85,12 @@ def staged_directory(output: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
-        sync_directory(staging)
+        sync(staging)
         _check_replaceable(path)
         if path.exists():
             os.rename(path, old)
         os.rename(staging, path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise DareError(f"Cannot write {output} ({reason}); check permissions and space.") from None

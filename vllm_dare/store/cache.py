@@ -4,7 +4,8 @@
     <cache>/<store>/pool/live/    what this node's engines learned
     <cache>/<store>/outbox/       the same on its way to the store, see `vllm_dare.store.outbox`
     <cache>/<store>/manifests/    versions, with all their groups
-    <cache>/<store>/lock, users   see `Place`
+    <cache>/<store>/lock          held by who changes the pool directory, see `vllm_dare.pool.lock.locked`
+    <cache>/<store>/users         see `Place`
 
 Only segment files of stores that nobody uses are ever removed to make room, the least recently used store's
 first. What a process has open stays, and so does text that may not be in the store yet.
@@ -15,8 +16,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_dare.errors import ConfigError, PoolError
@@ -86,16 +86,6 @@ class Place:
                 f"Cannot write to the cache {self.root} ({error.strerror or error}); set {_CACHE} to a "
                 "directory that can be written to."
             ) from None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Wait until no other process changes the pool directory, and keep others from it."""
-        descriptor = _open(self.root / "lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def close(self) -> None:
         """Let others empty it."""

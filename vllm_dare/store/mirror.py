@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool.files import replace_text
+from vllm_dare.pool.lock import locked
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -84,7 +85,7 @@ class Mirror:
             self._remove_old_files()
             return found
         try:
-            with self.place.locked():
+            with locked(self.place.root):
                 # Asked again, or another process's newer version might give way to the one seen above.
                 found = latest or read_latest(self.store)
                 version = self._version(found.manifest)
@@ -105,7 +106,7 @@ class Mirror:
 
     def adopt(self, directory: Path, manifest: Manifest) -> None:
         """Take over the files of a version that was made on this node, so that nobody fetches them."""
-        with self.place.locked():
+        with locked(self.place.root):
             for name in files_of(manifest):
                 if not (self.pool / name).exists():
                     os.replace(directory / name, self.pool / name)
@@ -172,7 +173,7 @@ class Mirror:
         if not self._has_old_files:
             return
         try:
-            with self.place.locked():
+            with locked(self.place.root):
                 self._has_old_files = remove_unread(self.pool) is None
         except OSError:  # the next change tries again
             return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vllm_dare.pool.drop import forget_learned
-from vllm_dare.pool.files import replace_text, sync_directory
+from vllm_dare.pool.files import replace_text, sync
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import LIVE_DIRECTORY
 from vllm_dare.pool.manifest import is_pool
@@ -71,7 +71,7 @@ class Outbox:
         with self._locked():
             number = max([self._sent(), *map(number_of, self._batches())]) + 1
             write_batch(self.directory, documents, tokenizer, prefix=f"{number:0{_DIGITS}d}-")
-            sync_directory(self.directory)
+            sync(self.directory)
             self._bound()
 
     def tend(self, store: Store, latest: Latest) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.extras import need
+from vllm_dare.pool.files import sync
 from vllm_dare.pool.tensor_file import content_hash
 from vllm_dare.store.location import is_url
 
@@ -121,7 +122,7 @@ class Store:
                 raise PoolError(
                     f"{self.url}/{name} is damaged: its checksum is not its name; push the pool again."
                 )
-            _sync(path)
+            sync(path)
             os.replace(path, target)
         finally:
             path.unlink(missing_ok=True)
@@ -174,7 +175,7 @@ class Store:
         temporary = f"{folder}/.{uuid.uuid4().hex}.tmp"
         try:
             put(temporary)
-            _sync(Path(temporary))
+            sync(Path(temporary))
             os.replace(temporary, f"{folder}/{last}")
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -189,12 +190,3 @@ def _modified(info: dict[str, Any]) -> float:
         if isinstance(value, (int, float)):
             return float(value)
     return float("inf")
-
-
-def _sync(path: Path) -> None:
-    """Have a file's content on disk before it gets its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

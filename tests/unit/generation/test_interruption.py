@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -13,21 +12,14 @@ from rich.console import Console
 
 from vllm_dare.generation.interruption import Interruption, StartInterruptedError
 
+pytestmark = pytest.mark.usefixtures("signal_handlers")
+
 _CHILD_WITH_CHILD = (
     "import subprocess, sys, time\n"
     "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     "print(child.pid, flush=True)\n"
     "time.sleep(600)"
 )
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """An interrupted run ignores further signals to its end; this process goes on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def _console() -> Console:

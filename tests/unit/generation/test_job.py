@@ -30,6 +30,8 @@ from vllm_dare.pool.tokenizer import TokenizerInfo
 from vllm_dare.pool.writer import PoolContent, write_pool
 from vllm_dare.routing.router import Query, Router
 
+pytestmark = pytest.mark.usefixtures("signal_handlers")
+
 
 class FakeLLM:
     """An engine without a model, and without counters."""
@@ -84,15 +86,6 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
     monkeypatch.setattr(job_module, "start_engine", lambda settings: FakeLLM())
     monkeypatch.setattr(job_module, "stop_engine", lambda llm: None)
     return runner
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """An interrupted run ignores further signals to its end; this process goes on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

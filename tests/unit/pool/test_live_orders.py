@@ -18,7 +18,8 @@ from vllm_dare.pool.live_orders import (
     has_followers,
     is_followed,
 )
-from vllm_dare.pool.live_store import LiveStore, locked, prepare_live
+from vllm_dare.pool.live_store import LiveStore, prepare_live
+from vllm_dare.pool.lock import locked
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.tokenizer import TokenizerInfo
 
@@ -183,6 +184,22 @@ def test_with_a_full_disk_all_text_that_was_learned_is_forgotten(
     assert is_followed(tmp_path / "live", number)
     one.keeper.add([document(5)])  # learning goes on in memory
     assert one.texts() == [5]
+
+
+def test_an_engine_that_fails_in_the_background_is_told_once_and_still_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Keeper(tmp_path)
+    one.keeper.add([document(1, key=7)])
+    with monkeypatch.context() as patched:
+        patched.setattr(one, "gather", lambda: 1 / 0)
+        one.keeper.tend()
+        one.keeper.tend()
+    assert len(one.failures) == 1
+    number = order(tmp_path, keys=[7])
+    one.keeper.tend()
+    assert one.texts() == []
+    assert is_followed(tmp_path / "live", number)
 
 
 def test_damaged_orders_are_refused(tmp_path: Path) -> None:

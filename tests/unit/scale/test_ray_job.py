@@ -28,6 +28,8 @@ from vllm_dare.scale.prompts import RowFacts
 from vllm_dare.scale.resources import WorkerResources
 from vllm_dare.scale.worker import Report, WorkerJob
 
+pytestmark = pytest.mark.usefixtures("signal_handlers")
+
 
 class FakeRows:
     """Has the interface of `PromptRows`; a row's group is the first letter of its prompt."""
@@ -76,15 +78,6 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     monkeypatch.setattr(job_module, "run_workers", workers.run)
     monkeypatch.setattr(job_module, "worker_resources", lambda *_: WorkerResources(1, 1, 0))
     return workers
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """An interrupted run ignores further signals to its end; this process goes on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
