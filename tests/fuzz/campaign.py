@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 BATCH = 2000
 HANG_SECONDS = 120.0  # on a busy machine, a case may wait long for its turn
 _LINES = 20  # of a traceback that are kept
@@ -127,6 +129,8 @@ def _child(one: Callable[[int], Result], batch: Sequence[int], place: Any, sende
     # Else a page that is touched in a large empty array counts as two megabytes, or as all of it.
     ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+    # OpenMP's threads do not survive a fork, and the parent may have sorted with them.
+    threadpool_limits(1, user_api="openmp")
     for i, number in enumerate(batch):
         place.value = i
         try:

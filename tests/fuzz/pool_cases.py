@@ -30,6 +30,7 @@ from vllm_dare.routing.router_file import RouterFile, write_item_router, write_u
 
 INFO = TokenizerInfo(name="any", fingerprint="0" * 16, vocab_size=50)
 MODEL_VOCAB = 60  # models have more rows than their tokenizer has tokens
+NOWHERE = Path("/nowhere")  # what a link may point to, and nobody may make
 Rng = np.random.Generator
 
 
@@ -436,7 +437,7 @@ def _change_kind(rng: Rng, files: Files) -> None:
     name = _pick(rng, list(files)) if rng.random() < 0.9 else _pick(rng, ["readers", "live/lock"])
     others = [
         *(Special("link", target) for target in ("/etc/passwd", "/dev/zero", "/dev/null", "/dev/full", ".")),
-        Special("link", "/nowhere"),
+        Special("link", str(NOWHERE)),
         Special("link", Path(name).name),  # to itself
         Special("pipe"),
         Special("directory"),

@@ -117,13 +117,14 @@ def honest(folder: Path) -> "list[Files]":
 
 def run_one(pools: "list[Files]", seed: int, directory: "Directory", number: int) -> Result:
     """Run a case; what it raises is a fault."""
-    from tests.fuzz.pool_cases import make_case
+    from tests.fuzz.pool_cases import NOWHERE, make_case
 
     files = make_case(pools, seed, number)
     directory.put(files)
     memory = PeakMemory()
     outcome = outcome_of(partial(use_pool, directory, np.random.default_rng((seed, number, 1))))
     taken = memory.bytes()
+    assert not NOWHERE.exists(), "a link's target was made"
     size = sum(len(content) for content in files.values() if isinstance(content, bytes))
     return Result(outcome, excess_of(taken, files), taken / size if size > 10**5 else 0)
 

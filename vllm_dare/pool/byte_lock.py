@@ -56,8 +56,8 @@ def _open(path: Path) -> int | None:
     if not hasattr(fcntl, "F_OFD_SETLK"):
         return None
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # it may be mounted for reading alone
-        try:
-            return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        try:  # a pool of others may have a link there, to a file that is none of its own
+            return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
         except OSError:
             continue
     return None

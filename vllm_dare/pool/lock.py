@@ -63,9 +63,11 @@ def locked(directory: Path) -> Iterator[None]:
     """Wait until no other process changes what is in a directory, and keep others from it.
 
     Raises:
-        OSError: the directory has gone, cannot be written to, or is on a file system without locks.
+        OSError: the directory has gone, cannot be written to, or is on a file system without locks, or the
+            lock's file is a link.
     """
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(directory / _LOCK_NAME, flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped with the descriptor, or with the process
         yield

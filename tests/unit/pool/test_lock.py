@@ -10,7 +10,7 @@ import pytest
 
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.build import BuildReport
-from vllm_dare.pool.lock import READERS_NAME, changing, has_older_readers, version_of
+from vllm_dare.pool.lock import READERS_NAME, changing, has_older_readers, locked, version_of
 from vllm_dare.pool.pool import RetrievalPool
 
 MakePool = Callable[..., tuple[Path, BuildReport]]
@@ -80,6 +80,18 @@ def test_without_the_file_it_is_made_and_without_leave_nothing_is_locked(make_po
     with RetrievalPool.open(pool) as reader:
         assert reader.group_segments("users/1")
         assert not has_older_readers(pool)
+
+
+def test_the_target_of_a_link_is_not_made(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, _ = make_pool("pool", OLD)
+    for name in (READERS_NAME, "lock"):
+        (pool / name).unlink(missing_ok=True)
+        (pool / name).symlink_to(tmp_path / "target")
+    with RetrievalPool.open(pool) as reader:
+        assert reader.group_segments("users/1")
+    with pytest.raises(OSError, match="symbolic link"), locked(pool):
+        pass
+    assert not (tmp_path / "target").exists()
 
 
 def test_a_pool_without_segments_directory_cannot_be_changed(tmp_path: Path) -> None:
