@@ -41,7 +41,7 @@ _POWERS = np.array([pow(_FACTOR, n, 1 << 64) for n in range(256)], dtype=np.uint
 
 
 def make_cache(pool_tokens: int) -> npt.NDArray[np.int64]:
-    """An empty cache for look-ups in so many tokens; it takes memory as it is filled."""
+    """An empty cache for look-ups in so many tokens; it takes memory as it fills, or at once by `touch`."""
     wanted = 1 << (pool_tokens // _TOKENS_PER_RECORD).bit_length()
     number = min(max(wanted, _FEWEST_RECORDS), _MOST_RECORDS)
     words = (_HEADER_BYTES + number * _RECORD_BYTES) // 8
@@ -50,6 +50,11 @@ def make_cache(pool_tokens: int) -> npt.NDArray[np.int64]:
     cache = memory[begin : begin + words]
     cache[0] = number - 1
     return cache
+
+
+def touch(cache: npt.NDArray[np.int64]) -> None:
+    """Have the system give an empty cache all its memory now; numpy lets other threads run meanwhile."""
+    cache[_HEADER_BYTES // 8 :] = 0
 
 
 @njit(inline="always")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_dare.drafting.blend import GLOBAL, GROUP, Blend
-from vllm_dare.drafting.cache import make_cache
+from vllm_dare.drafting.cache import make_cache, touch
 from vllm_dare.drafting.chain import (
     BATCH,
     DRAFTS,
@@ -198,7 +198,7 @@ class Drafter:
         self._drafts = Drafts.empty(0, max_drafts)
         # The most recently used come last.
         self._sources: dict[str | None, Sources] = {}
-        self._cache = np.empty(0, dtype=np.int64)
+        self._cache = self._spare_cache = np.empty(0, dtype=np.int64)
         self.serve(pool)
 
     def serve(self, pool: RetrievalPool | None) -> None:
@@ -209,9 +209,20 @@ class Drafter:
         self._asks_groups = blend.asks_groups
         cache = make_cache(pool.num_tokens if pool is not None else 0)
         if cache.size > self._cache.size:  # one as large goes on: records know whose they are
-            self._cache = cache
+            self._cache = self._spare_cache if self._spare_cache.size == cache.size else cache
+        self._spare_cache = np.empty(0, dtype=np.int64)
         self._sources.clear()
         self._batch = None
+
+    def make_room(self, pool: RetrievalPool) -> None:
+        """Take the memory that a pool needs before it is served, which may be done in the background.
+
+        Else the first step that drafts from it waits for the memory, which may take a quarter of a second.
+        """
+        cache = make_cache(pool.num_tokens)
+        if cache.size > self._cache.size:
+            touch(cache)
+            self._spare_cache = cache
 
     def sources(self, group: str | None) -> Sources:
         """The sources for a group; for an unknown group or None, the global segments alone, as for all where
@@ -344,7 +355,10 @@ class Drafter:
         self._token_ids, self._batch = token_ids, batch
 
     def compile(self) -> None:
-        """Compile the kernels, or load them from numba's cache, before the first request waits for them."""
+        """Compile the kernels, or load them from numba's cache, and take the memory that they need, before
+        the first request waits for them.
+        """
+        touch(self._cache)
         text = np.zeros((1, 4), dtype=np.int32)
         one = np.ones(1, dtype=np.int64)
         self.draft(text, self.batch([0], [self.sources(None)]), 4 * one, one)

@@ -132,6 +132,7 @@ class DareProposer:
             PoolWatch(
                 pool,
                 verify=self.config.verify_pool and self._shared is None,
+                make_room=self.drafter.make_room,
                 on_failure=self._refused,
             )
             if pool is not None

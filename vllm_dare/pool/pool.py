@@ -15,6 +15,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import Assignments, EntityKind
 from vllm_dare.pool.lock import ReadLock, version_of
 from vllm_dare.pool.manifest import SEGMENTS_DIRECTORY, Manifest, check_is_pool, read_manifest
+from vllm_dare.pool.mapping import map_in
 from vllm_dare.pool.pivots import decode
 from vllm_dare.pool.segment import Segment
 from vllm_dare.pool.tensor_file import SUFFIX
@@ -178,6 +179,16 @@ class RetrievalPool:
         """
         self.global_segments()
         _ = self.blend, self.pivots, self.num_tokens, self.num_bytes, self.router
+
+    def map_in(self) -> None:
+        """Spare look-ups in the global segments their page faults; reads what is not in memory.
+
+        Raises:
+            PoolError: a segment cannot be mapped.
+        """
+        for segment in self.global_segments():
+            map_in(segment.tokens)
+            map_in(segment.suffix_array)
 
     def verify_checksums(self, progress: Progress | None = None, workers: int | None = None) -> None:
         """Read every file and compare its content with its name; about a second a GB and core.

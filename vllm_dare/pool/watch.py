@@ -23,13 +23,22 @@ class PoolWatch:
     Args:
         pool: what is served now.
         verify: whether to read every segment and compare its checksum first, in one thread.
+        make_room: called, in the background, with a version that is about to be ready.
         on_failure: called, in the background, with what is wrong with a version.
     """
 
-    def __init__(self, pool: RetrievalPool, *, verify: bool, on_failure: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        pool: RetrievalPool,
+        *,
+        verify: bool,
+        make_room: Callable[[RetrievalPool], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
         self._directory = pool.directory
         self._newest = pool
         self._verify = verify
+        self._make_room = make_room
         self._on_failure = on_failure
         self._seen: tuple[int, ...] | None = None
         self._refused: tuple[int, ...] | None = None
@@ -83,7 +92,9 @@ class PoolWatch:
             pool.check_files()
             if self._verify:
                 pool.verify_checksums(workers=1)
+                pool.map_in()  # all of it has just been read
             pool.prepare()
+            self._make_room(pool)
         except BaseException:
             pool.close()
             raise

@@ -44,6 +44,27 @@ def test_a_group_drafts_its_own_text(open_pool: Callable[..., RetrievalPool]) ->
         assert draft(drafter, [1, 2], f"g{group}") == [3 + group]
 
 
+def test_a_larger_pool_finds_its_room_made(
+    open_pool: Callable[..., RetrievalPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool()
+    drafter = Drafter(None, 8, 50)
+    before = drafter._cache
+    drafter.make_room(pool)
+    drafter.serve(pool)
+    assert drafter._cache is before  # it is large enough
+    monkeypatch.setitem(pool.__dict__, "num_tokens", 20_000_000)
+    drafter.make_room(pool)
+    room = drafter._spare_cache
+    assert draft(drafter, [1, 2], "g1") == [4]  # the old one serves meanwhile
+    assert room.size > before.size
+    assert not room[1:].any()
+    drafter.serve(pool)
+    assert drafter._cache is room
+    assert draft(drafter, [1, 2], "g1") == [4]
+    assert room[1:].any()
+
+
 def test_unknown_group_and_none_share_the_global_sources(open_pool: Callable[..., RetrievalPool]) -> None:
     drafter = Drafter(open_pool(), 8, 50)
     assert drafter.sources("nobody") is drafter.sources(None)

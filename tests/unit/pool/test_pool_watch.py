@@ -20,8 +20,12 @@ class Watched:
     def __init__(self, directory: Path, verify: bool = True) -> None:
         self.failures: list[str] = []
         self.pool = RetrievalPool.open(directory)
+        self.rooms: list[RetrievalPool] = []
         self.watch = PoolWatch(
-            self.pool, verify=verify, on_failure=lambda error: self.failures.append(str(error))
+            self.pool,
+            verify=verify,
+            make_room=self.rooms.append,
+            on_failure=lambda error: self.failures.append(str(error)),
         )
 
     def look(self) -> RetrievalPool | None:
@@ -47,6 +51,7 @@ def test_a_new_version_is_handed_over_once(watched: Watched, make_pool: MakePool
     found = watched.look()
     assert found is not None
     assert list(found.groups) == ["users/1"]
+    assert watched.rooms == [found]  # room was made before it was handed over
     assert watched.look() is None
     assert watched.failures == []
     found.close()
