@@ -17,7 +17,7 @@ _MAX_VALUES = 1000  # of a history, and of attributes
 # Of a list of the rule: entries, and strings, each of which is looked for in every token's text.
 _MAX_GUARDED, _MAX_GUARDED_TEXTS = 10_000, 100
 _MAX_CHARACTERS = 1000  # of an id, a name, or a "name=value"
-_AN_ID = f"a non-empty string or an integer (of at most {_MAX_CHARACTERS} characters or 64 bits)"
+_AN_ID = f"a non-empty string or an integer (of at most {_MAX_CHARACTERS} characters but NUL, or 64 bits)"
 _GROUP_KEYS = ("dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes")
 # Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False, or bound
 # with limits.
@@ -164,12 +164,14 @@ def _identifier(key: str, value: Any) -> str | None:
 def _as_id(value: Any) -> str | None:
     """An id, a name or the like as text; None if it is none.
 
-    What requests say becomes names in the pool's files, which are UTF-8.
+    What requests say becomes names in the pool's files, which are UTF-8, and arguments of `vllm-dare pool`,
+    which cannot hold NUL.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if -(2**63) <= value < 2**63 else None
-    usable = isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and _is_unicode(value)
-    return value if usable else None
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_CHARACTERS:
+        return None
+    return value if "\0" not in value and _is_unicode(value) else None
 
 
 def _is_unicode(text: str) -> bool:

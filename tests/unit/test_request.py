@@ -83,6 +83,7 @@ def test_override_changes_only_what_it_names() -> None:
         ({"dare_history": ["a", ""]}, "dare_history"),
         ({"dare_history": [1.5]}, "dare_history"),
         ({"dare_history": ["x" * 9999, None]}, "dare_history"),
+        ({"dare_group": "a\0"}, "dare_group must be a non-empty string"),
         ({"dare_history": ["a"] * 1001}, "dare_history must be a list of at most 1000 ids"),
         ({"dare_attributes": "genre=Comedy"}, "dare_attributes"),
         ({"dare_attributes": ["Comedy"]}, "dare_attributes holds 'Comedy', which is not"),

@@ -1,6 +1,8 @@
 """`vllm-dare pool prune`, `refresh`, `drop`, `add` and `flush`: changes of a pool, also while it serves."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -101,7 +103,7 @@ def refresh(
     from vllm_dare.pool.rows import BadRows
 
     bad_rows = BadRows(skip=skip_bad)
-    with progress_bars() as progress_of:
+    with _repeatable(), progress_bars() as progress_of:
         report = refresh_pool(
             directory,
             documents,
@@ -154,11 +156,12 @@ def drop(
     if len(named) != 1:
         raise DareError("Give one of --user, --item, --id and --group; it says whose text is to go.")
     ((kind, value),) = named.items()
-    if group is not None:
-        report = drop_group(directory, group, wait_seconds=wait)
-    else:
-        keys = {entity_hash(one, value) for one in _KINDS[kind]}
-        report = drop_documents(directory, keys, f"{kind} {value!r}", wait_seconds=wait)
+    with _repeatable():
+        if group is not None:
+            report = drop_group(directory, group, wait_seconds=wait)
+        else:
+            keys = {entity_hash(one, value) for one in _KINDS[kind]}
+            report = drop_documents(directory, keys, f"{kind} {value!r}", wait_seconds=wait)
     if as_json:
         typer.echo(json.dumps(_drop_figures(report), indent=2))
     else:
@@ -233,7 +236,10 @@ def add(
     from vllm_dare.pool.rows import BadRows
 
     bad_rows = BadRows(skip=skip_bad)
-    report = add_documents(directory, documents, max_tokens=tokens, tokenizer=tokenizer, bad_rows=bad_rows)
+    with _repeatable():
+        report = add_documents(
+            directory, documents, max_tokens=tokens, tokenizer=tokenizer, bad_rows=bad_rows
+        )
     if as_json:
         figures = {
             "documents": report.num_documents,
@@ -246,8 +252,8 @@ def add(
         typer.echo(json.dumps(figures, indent=2))
         return
     typer.echo(
-        f"Added {report.num_documents:,} documents to {directory / 'live'}; {report.num_known:,} were there "
-        "already."
+        f"Documents added to {directory / 'live'}: {report.num_documents:,}; those that were there already: "
+        f"{report.num_known:,}."
     )
     if not report.is_learned:
         typer.echo(
@@ -263,7 +269,8 @@ def flush(directory: Directory, *, wait: Wait = 30.0) -> None:
     """
     from vllm_dare.pool.learned import flush_learned
 
-    flush_learned(directory, wait_seconds=wait)
+    with _repeatable():
+        flush_learned(directory, wait_seconds=wait)
     typer.echo(f"All that was learned is in {directory / 'live'}.")
 
 
@@ -271,6 +278,20 @@ def show_skipped(bad_rows: "BadRows") -> None:
     """Say how many rows were left out, if any."""
     if bad_rows.num_skipped:
         typer.echo(f"{bad_rows.num_skipped:,} rows were skipped; the first: {bad_rows.first_reason}")
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """At Ctrl-C, say that a change in place may be cut short anywhere, and be made again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            "Interrupted: the pool is whole, but the change may be there in part or in full; run the same "
+            "command again.",
+            err=True,
+        )
+        raise
 
 
 def _budget(tokens: int | None, keep: str | None) -> "Budget":

@@ -284,7 +284,9 @@ async def _body(request: Request, kind: type[Body]) -> Body:
         return kind.model_validate_json(bytes(content) or b"{}")
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
+        name, *inside = first["loc"] or ("the body",)
+        # Where several types are allowed, pydantic puts a name of its own for one of them behind the field's.
+        where = ".".join([str(name), *(str(part) for part in inside if isinstance(part, int))])
         raise HTTPException(400, f"Bad value for {where}: {first['msg']}.") from None
 
 

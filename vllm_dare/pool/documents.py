@@ -11,6 +11,7 @@ from vllm_dare.pool.rows import BadRows, read_rows
 
 _COLUMNS = ("id", "text", "token_ids", "group", "user", "item")
 _MAX_TOKEN_ID = 2**31 - 2
+_MAX_CHARACTERS = 1000  # of a name, as in requests
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,14 @@ def _name(what: str, value: Any) -> str | None:
     """The name of a group, user or item; a number, as clustering gives it, is its name in digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is not None and not _is_text(value):
-        raise _BadRowError(f"has {what} that is no name; give a string or an integer, or leave it out")
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    if not _is_text(value) or len(value) > _MAX_CHARACTERS or "\0" in value:
+        raise _BadRowError(
+            f"has {what} that is no name; give a string of at most {_MAX_CHARACTERS} characters but NUL, or "
+            "an integer, or leave it out"
+        )
+    return str(value)
 
 
 def _token_ids(value: Any) -> np.ndarray:

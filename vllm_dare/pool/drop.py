@@ -14,7 +14,7 @@ from vllm_dare.errors import PoolError
 from vllm_dare.pool.deletion_proof import DeletionProof, prove_deletion
 from vllm_dare.pool.files import sync
 from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
-from vllm_dare.pool.live_store import LIVE_DIRECTORY
+from vllm_dare.pool.live_store import LIVE_DIRECTORY, check_is_not_live
 from vllm_dare.pool.lock import changing, has_older_readers, has_readers, locked
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
@@ -193,6 +193,7 @@ def _drop(
     groups: Collection[str] = (),
 ) -> DropReport:
     check_is_pool(directory)
+    check_is_not_live(directory)
     deadline = time.monotonic() + wait_seconds
     live = directory / LIVE_DIRECTORY
     has_memory = _write_down(directory, wait_seconds)

@@ -13,7 +13,7 @@ from vllm_dare.pool.assignments import entity_hash
 from vllm_dare.pool.build import Corpus
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.drop import forget_learned
-from vllm_dare.pool.live_store import LIVE_DIRECTORY
+from vllm_dare.pool.live_store import LIVE_DIRECTORY, check_is_not_live
 from vllm_dare.pool.lock import changing
 from vllm_dare.pool.manifest import Manifest, check_is_pool
 from vllm_dare.pool.merge import check_apart, check_tokenizers, least_trusted, pool_content
@@ -85,6 +85,7 @@ def refresh_pool(
             another process is changing the pool.
     """
     check_is_pool(directory)
+    check_is_not_live(directory)
     with changing(directory), ExitStack() as stack:
         with RetrievalPool.open(directory) as pool:  # not open any more when old files are to go
             pool.verify_checksums()  # or damage would get a checksum of its own in the new pool

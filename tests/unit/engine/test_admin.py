@@ -195,6 +195,11 @@ def test_bad_bodies_are_the_clients_fault(serve: Serve, pool: Path, path: str, b
     assert len(answer.json()["detail"]) < 500
 
 
+def test_a_bad_value_is_named_by_its_field(serve: Serve, pool: Path) -> None:
+    answer = serve({"pool": str(pool)}).post("/v1/dare/drop", json={"user": ""})
+    assert answer.json()["detail"] == "Bad value for user: String should have at least 1 character."
+
+
 @pytest.mark.parametrize("user", ["--help", "$(date)\nü☃/", "x" * 10_000])
 def test_any_text_is_an_id(serve: Serve, pool: Path, user: str) -> None:
     answer = serve({"pool": str(pool)}).post("/v1/dare/drop", json={"user": user})

@@ -141,6 +141,18 @@ def test_a_damaged_segment_is_not_given_a_new_checksum(make_pool: MakePool) -> N
         drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
 
 
+def test_what_was_learned_is_changed_through_its_pool(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", ROWS)
+    make_pool("pool/live", ROWS)
+    before = texts(pool / "live")
+    with pytest.raises(PoolError, match=r"live is what engines have learned into the pool .*pool; give that"):
+        drop_documents(pool / "live", {entity_hash("user", "u1")}, "user 'u1'")
+    assert texts(pool / "live") == before
+    (pool / "manifest.json").unlink()  # a pool of that name alone is one like others
+    drop_documents(pool / "live", {entity_hash("user", "u1")}, "user 'u1'")
+    assert texts(pool / "live") != before
+
+
 def test_a_pool_that_is_being_changed_is_left_alone(make_pool: MakePool) -> None:
     pool, _ = make_pool("pool", ROWS)
     with changing(pool), pytest.raises(PoolError, match="Another process is changing the pool"):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from vllm_dare.cli.pool import app
 from vllm_dare.errors import PoolError
 from vllm_dare.pool.assignments import entity_hash
+from vllm_dare.pool.manifest import read_manifest
 from vllm_dare.pool.pool import RetrievalPool
 
 Write = Callable[..., Path]
@@ -230,11 +231,25 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, tokenizer: str) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_ctrl_c_in_a_change_says_to_make_it_again(pool: Path) -> None:
+    with RetrievalPool.open(pool), start("drop", pool, "--group", "users/1", "--wait", 60) as process:
+        while "users/1" in read_manifest(pool).groups:  # then it waits until the old files are read no more
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, b"")
+    assert errors.startswith(b"Interrupted: the pool is whole") and errors.endswith(
+        b"run the same command again.\n"
+    )
+
+
 def test_documents_are_added_to_what_was_learned(pool: Path, write_jsonl: Write, tokenizer: str) -> None:
     rows = [{"id": 9, "text": "a likes war .", "group": "users/1"}, {"id": 3, "text": ""}, {"id": 4}]
     options = ["--tokenizer", tokenizer, "--skip-bad"]
     result = run("add", pool, write_jsonl("new.jsonl", rows), *options)
-    assert result.stdout.startswith(f"Added 1 documents to {pool / 'live'}; 0 were there already.\n")
+    assert result.stdout.startswith(
+        f"Documents added to {pool / 'live'}: 1; those that were there already: 0.\n"
+    )
     assert "No engine learns into this pool now" in result.stdout
     assert "1 rows were skipped" in result.stdout
     with RetrievalPool.open(pool / "live") as live:
