@@ -104,7 +104,8 @@ def drop_documents(
         directory: the pool.
         keys: see `vllm_dare.pool.assignments.document_key`.
         whose: for the message, such as ``"user '42'"``.
-        wait_seconds: how long to wait until engines have taken up the new version, so that old files can go.
+        wait_seconds: how long to wait, in all, for another process that is changing the pool, and until
+            engines have taken up the new version, so that old files can go.
 
     Raises:
         PoolError: there is no such document, the pool is damaged, or another process is changing it.
@@ -203,7 +204,7 @@ def _drop(
             order = give_order(live, keys, groups)
             if is_pool(live):
                 removed.append(_remove(live, choose))
-    with changing(directory):
+    with changing(directory, deadline - time.monotonic()):
         removed.append(_remove(directory, choose))
     proof = _proof(removed)
     has_forgotten = wait_for_followers(live, order, deadline - time.monotonic())

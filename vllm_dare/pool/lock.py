@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from vllm_dare.pool.manifest import MANIFEST_NAME, SEGMENTS_DIRECTORY
 READERS_NAME = "readers"
 _LOCK_NAME = "lock"
 _MOST_VERSIONS = 2**62
+_WAIT_SECONDS = 0.1
 
 
 class ReadLock:
@@ -76,12 +78,17 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def changing(directory: Path) -> Iterator[None]:
+def changing(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keep other processes from changing the pool until the block ends; readers go on reading.
 
+    Args:
+        directory: the pool.
+        wait_seconds: how long to wait, at most, while another one is at it.
+
     Raises:
-        PoolError: another one is at it, or the pool has no directory of segments.
+        PoolError: another one is still at it, or the pool has no directory of segments.
     """
+    deadline = time.monotonic() + wait_seconds
     segments = directory / SEGMENTS_DIRECTORY
     try:
         descriptor = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
@@ -90,10 +97,12 @@ def changing(directory: Path) -> Iterator[None]:
             f"Cannot open the directory {segments} ({error.strerror}); copy the pool again in full."
         ) from None
     try:
-        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            raise PoolError(
-                f"Another process is changing the pool {directory}; try again when it has finished."
-            )
+        while not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() >= deadline:
+                raise PoolError(
+                    f"Another process is changing the pool {directory}; try again when it has finished."
+                )
+            time.sleep(_WAIT_SECONDS)
         yield
     finally:
         os.close(descriptor)  # which drops the lock, as the end of the process does

@@ -1,6 +1,7 @@
 """Dropping: one user's text is gone from every file, and nothing else is."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from weakref import WeakSet
 
@@ -157,6 +158,21 @@ def test_a_pool_that_is_being_changed_is_left_alone(make_pool: MakePool) -> None
     pool, _ = make_pool("pool", ROWS)
     with changing(pool), pytest.raises(PoolError, match="Another process is changing the pool"):
         drop_documents(pool, {entity_hash("user", "u1")}, "user 'u1'")
+
+
+def test_a_change_by_another_one_is_waited_for(make_pool: MakePool) -> None:
+    pool, _ = make_pool("pool", ROWS)
+    with ThreadPoolExecutor(1) as executor:
+        with changing(pool):
+            waiting = executor.submit(
+                drop_documents, pool, {entity_hash("user", "u1")}, "u1", wait_seconds=60
+            )
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            assert holds(pool, SECRET)
+        waiting.result()
+    assert waiting.result().num_documents > 0
+    assert not holds(pool, SECRET)
 
 
 def test_a_groups_text_is_gone_also_from_the_global_segment_and_from_what_was_learned(
