@@ -99,12 +99,13 @@ class Store:
         with self.failures():
             self._put(name, lambda path: self.fs.put_file(str(file), path))
 
-    def fetch(self, name: str, directory: Path) -> Path:
+    def fetch(self, name: str, directory: Path, remedy: str = "push the pool again") -> Path:
         """Copy a file whose name ends in its content hash, whole or not at all.
 
         Args:
             name: in the store.
             directory: where to.
+            remedy: what the error says to do if the file is damaged.
 
         Raises:
             StoreError: it cannot be had.
@@ -119,9 +120,7 @@ class Store:
                 except FileNotFoundError:
                     raise StoreError(f"{self.url}/{name} is missing; push the pool again.") from None
             if content_hash(path) != target.stem.rsplit("-", 1)[-1]:
-                raise PoolError(
-                    f"{self.url}/{name} is damaged: its checksum is not its name; push the pool again."
-                )
+                raise PoolError(f"{self.url}/{name} is damaged: its checksum is not its name; {remedy}.")
             sync(path)
             os.replace(path, target)
         finally:
