@@ -91,7 +91,7 @@ class Nodes:
         self._chance = chance
 
     def learn(self) -> None:
-        """One batch of some node, sent; now and then it is damaged, or its sender forgets that it has sent it."""
+        """One batch of some node, sent; some are damaged, or their sender forgets that it has sent them."""
         outbox = self._chance.choice(self._outboxes)
         documents = [self._document() for _ in range(self._chance.randint(1, 4))]
         outbox.add(documents, INFO)

@@ -111,6 +111,16 @@ def read_batch(path: Path) -> Batch:
     return Batch(tokenizer, created_at, documents)
 
 
+def batch_size(path: Path) -> tuple[int, int]:
+    """How many documents and tokens a file holds, without reading them.
+
+    Raises:
+        PoolError: it is missing, or its header is damaged.
+    """
+    tensors = open_tensor_file(path, kind=_KIND, version=_FORMAT_VERSION, layout=_LAYOUT).tensors
+    return len(tensors["lengths"]), len(tensors["tokens"])
+
+
 def is_intact(path: Path) -> bool:
     """Whether a file's content is what its name says.
 

@@ -17,6 +17,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from vllm_dare.pool.manifest import is_pool
 from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
-from vllm_dare.store.batch import is_intact, read_batch, write_batch
+from vllm_dare.store.batch import batch_size, is_intact, read_batch, write_batch
 from vllm_dare.store.cache import Place
 from vllm_dare.store.latest import Latest
 from vllm_dare.store.remote import LIVE, Store
@@ -37,6 +38,20 @@ _DIGITS = 12
 # Names become paths: this keeps them inside a directory.
 _SENT = re.compile(rf"{LIVE}/([0-9a-f]{{32}})/([0-9]{{{_DIGITS}}})-[0-9a-f]{{32}}\.safetensors")
 _MAX_BYTES = 2**30  # of batches that wait; while the store cannot be reached for long, the oldest go
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """Learned text that waits to be sent.
+
+    Attributes:
+        documents, tokens: how many.
+        directory: where.
+    """
+
+    documents: int
+    tokens: int
+    directory: str
 
 
 class Outbox:
@@ -75,6 +90,19 @@ class Outbox:
             write_batch(self.directory, documents, tokenizer, prefix=f"{number:0{_DIGITS}d}-")
             sync(self.directory)
             self._bound()
+
+    def unsent(self) -> Unsent | None:
+        """What is not in the store yet; None if nothing is.
+
+        Raises:
+            PoolError: what is here is damaged.
+        """
+        sent = self._sent()
+        sizes = [batch_size(path) for path in self._batches() if number_of(path) > sent]
+        if not sizes:
+            return None
+        documents, tokens = map(sum, zip(*sizes, strict=True))
+        return Unsent(documents, tokens, str(self.directory))
 
     def tend(self, store: Store, latest: Latest) -> None:
         """Upload what is not in the store yet, and forget here what has become part of its pool.

@@ -371,6 +371,19 @@ def test_only_what_changed_is_moved(
     assert sum(method == "PUT" and "/segments/" in path for method, path in server.requests) == 2
 
 
+def test_learned_text_without_a_pool_is_told(url: str, node: Node) -> None:
+    def said() -> str:
+        done = CliRunner().invoke(app, ["pool", "info", url])
+        assert done.exit_code == 1
+        return str(done.exception)
+
+    assert "put one there with `vllm-dare pool push`" in said()
+    node.learn(text(9, 5))
+    assert (
+        f"1 batches of learned text wait there: make it of them with `vllm-dare pool compact {url}`" in said()
+    )
+
+
 def test_the_command(pushed: str, node: Node) -> None:
     def run(*words: str) -> str:
         done = CliRunner().invoke(app, ["pool", *words], catch_exceptions=False)
