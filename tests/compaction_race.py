@@ -90,7 +90,7 @@ class Nodes:
         self._outboxes = outboxes
         self._chance = chance
 
-    def learn(self) -> None:
+    def learn(self, *, may_damage: bool = True) -> None:
         """One batch of some node, sent; some are damaged, or their sender forgets that it has sent them."""
         outbox = self._chance.choice(self._outboxes)
         documents = [self._document() for _ in range(self._chance.randint(1, 4))]
@@ -101,7 +101,7 @@ class Nodes:
         if before is not None and self._chance.random() < 0.3:
             sent.write_text(before)  # as if killed before it could note this
             self.num_repeated += 1
-        elif self._chance.random() < 0.3:
+        elif may_damage and self._chance.random() < 0.3:
             self._damage(outbox)
 
     def tend(self) -> None:
@@ -231,7 +231,7 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
         nodes = Nodes(Store(url), outboxes, chance)
         patch.setenv(*cache("check").popitem())
         mirror = Mirror(url, whole=True)
-        nodes.learn()
+        nodes.learn(may_damage=False)
         first = start(0)
         _wait_for(log, "started", 1)
         began = time.monotonic()
