@@ -1,6 +1,7 @@
 """Compactors that race, are killed and are paused: is any learned document lost or doubled?
 
-Two processes compact one store as fast as they can, while two nodes send learned text, some of it twice. In
+Two processes compact one store as fast as they can, while two nodes send learned text, some of it twice, and
+some of it damaged on the way, to be sent again once a compactor has set it aside. In
 every round each compactor is killed (SIGKILL) at a random moment, some of them after they were paused
 (SIGSTOP) for longer than their lease lasts; then every document that was ever learned must be in the pool
 once, or in a batch that is still to be merged, and never in both. At the end one compactor runs to its end,
@@ -23,18 +24,18 @@ import numpy as np
 from pytest import MonkeyPatch
 
 from tests.store_server import BUCKET, running_store
-from vllm_dare.errors import StoreError
+from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool import writer
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.manifest import is_pool
 from vllm_dare.pool.pool import RetrievalPool
 from vllm_dare.pool.tokenizer import TokenizerInfo
-from vllm_dare.store.batch import read_batch
+from vllm_dare.store.batch import Batch, read_batch
 from vllm_dare.store.cache import Place
 from vllm_dare.store.compact import compact
 from vllm_dare.store.latest import read_latest
 from vllm_dare.store.mirror import Mirror
-from vllm_dare.store.outbox import Outbox, sent_batches
+from vllm_dare.store.outbox import Outbox, SentBatch, sent_batches
 from vllm_dare.store.remote import Store
 
 INFO = TokenizerInfo(name="numbers", fingerprint="0" * 16, vocab_size=1000)
@@ -79,17 +80,18 @@ class Nodes:
     Attributes:
         learned: every document, by its key.
         num_repeated: how many batches were sent twice.
+        num_damaged: how many arrived damaged.
     """
 
     def __init__(self, store: Store, outboxes: Sequence[Outbox], chance: random.Random) -> None:
         self.store = store
         self.learned: Counter[int] = Counter()
-        self.num_repeated = 0
+        self.num_repeated = self.num_damaged = 0
         self._outboxes = outboxes
         self._chance = chance
 
-    def learn(self) -> None:
-        """One batch of some node, sent; now and then its sender forgets that it has sent it."""
+    def learn(self, *, may_damage: bool = True) -> None:
+        """One batch of some node, sent; some are damaged, or their sender forgets that it has sent them."""
         outbox = self._chance.choice(self._outboxes)
         documents = [self._document() for _ in range(self._chance.randint(1, 4))]
         outbox.add(documents, INFO)
@@ -99,6 +101,21 @@ class Nodes:
         if before is not None and self._chance.random() < 0.3:
             sent.write_text(before)  # as if killed before it could note this
             self.num_repeated += 1
+        elif may_damage and self._chance.random() < 0.3:
+            self._damage(outbox)
+
+    def tend(self) -> None:
+        """What nodes do every five seconds."""
+        for outbox in self._outboxes:
+            outbox.tend(self.store, read_latest(self.store))
+
+    def _damage(self, outbox: Outbox) -> None:
+        """Leave half of the last batch, unless it is merged already."""
+        path = max(outbox.directory.glob("*.safetensors"))
+        name = f"live/{outbox.name}/{path.name}"
+        if self.store.read(name) is not None:
+            self.store.write(name, path.read_bytes()[: path.stat().st_size // 2])
+            self.num_damaged += 1
 
     def _document(self) -> LiveDocument:
         key = len(self.learned) + 1
@@ -112,9 +129,18 @@ class Nodes:
         keys: Counter[int] = Counter()
         for batch in sent_batches(self.store):
             if not batch.is_absorbed(latest):
-                path = self.store.fetch(batch.name, directory)
-                keys.update(document.key for document in read_batch(path).documents)
+                keys.update(document.key for document in self._read(batch, directory).documents)
         return keys
+
+    def _read(self, batch: SentBatch, directory: Path) -> Batch:
+        """From its node, if it is damaged in the store."""
+        try:
+            return read_batch(self.store.fetch(batch.name, directory))
+        except StoreError:
+            raise
+        except PoolError:
+            (outbox,) = (one for one in self._outboxes if one.name == batch.outbox)
+            return read_batch(outbox.directory / Path(batch.name).name)
 
 
 def merged(mirror: Mirror) -> Counter[int]:
@@ -205,7 +231,7 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
         nodes = Nodes(Store(url), outboxes, chance)
         patch.setenv(*cache("check").popitem())
         mirror = Mirror(url, whole=True)
-        nodes.learn()
+        nodes.learn(may_damage=False)
         first = start(0)
         _wait_for(log, "started", 1)
         began = time.monotonic()
@@ -226,12 +252,15 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
             progress(number + 1)
         time.sleep(LEASE_SECONDS)
         patch.setattr(writer, "_fit", leave_out_fit)
+        compact(url, lease_seconds=LEASE_SECONDS)  # which may set some aside …
+        nodes.tend()  # … that come again
         compact(url, lease_seconds=LEASE_SECONDS)
         assert found(nodes, mirror, directory) == (Counter(), nodes.learned)
         return {
             "rounds": rounds,
             "documents learned": len(nodes.learned),
             "batches sent twice": nodes.num_repeated,
+            "batches damaged": nodes.num_damaged,
             "compactors killed": events["killed"] + events["paused"],
             "of these after a pause longer than the lease": events["paused"],
             "rounds that left text to merge": events["unfinished"],

@@ -1,11 +1,16 @@
 """What a run has added to the text that its pool has learned."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vllm_dare.errors import PoolError
 from vllm_dare.generation.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm_dare.store.outbox import Unsent
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class Learned:
         known: how many texts were not kept because their group had them already.
         relaxed: how many because they were verified relaxed.
         failure: what went wrong, as a clause; None if nothing did.
+        unsent: what of this machine's text is not in the pool's store yet; None if all is, or there is none.
     """
 
     documents: int
@@ -24,6 +30,7 @@ class Learned:
     known: int = 0
     relaxed: int = 0
     failure: str | None = None
+    unsent: "Unsent | None" = None
 
 
 def learned_so_far(engine: EngineSettings) -> Learned | None:
@@ -64,4 +71,19 @@ def learned_since(before: Learned | None, engine: EngineSettings, end: Mapping[s
     now = learned_so_far(engine)
     if before is None or now is None:
         return None
-    return Learned(max(now.documents - before.documents, 0), max(now.tokens - before.tokens, 0), **end)
+    documents, tokens = max(now.documents - before.documents, 0), max(now.tokens - before.tokens, 0)
+    return Learned(documents, tokens, unsent=_unsent(engine.pool), **end)
+
+
+def _unsent(pool: Path | str | None) -> "Unsent | None":
+    """What of the text that was learned on this machine is on its way to a store still."""
+    if not isinstance(pool, str):
+        return None
+    from vllm_dare.store.cache import Place
+    from vllm_dare.store.outbox import Outbox
+
+    try:
+        with closing(Place(pool)) as place:
+            return Outbox(place).unsent()
+    except (PoolError, OSError):  # the engine's log says so
+        return None

@@ -41,6 +41,12 @@ def outcome_table(outcome: Outcome) -> Table:
             table.add_row("left out", f"{learned.relaxed} relaxed texts, from which drafts would drift")
         if learned.failure is not None:
             table.add_row("not learned", f"{learned.failure}; mend that, so that the next run can learn")
+        if (unsent := learned.unsent) is not None:
+            table.add_row(
+                "not sent yet",
+                f"{unsent.documents} documents, {unsent.tokens} tokens wait in {unsent.directory}; the next "
+                "run with --learn on this machine, or engine that learns, sends them once the store answers",
+            )
     return table
 
 

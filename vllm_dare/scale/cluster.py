@@ -1,15 +1,20 @@
 """The Ray cluster that a command uses."""
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from vllm_dare.errors import DareError
 from vllm_dare.extras import need
 
 _SHUFFLE_BLOCKS = 200
 _INSTALL = "'vllm-dare[ray]'"
+_CLIENT_PORT = 10001  # of an address ray://host
+_CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -28,6 +33,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_answers(address or os.environ.get("RAY_ADDRESS") or "")
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -41,6 +47,33 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a head where nothing listens: Ray would wait for it for minutes.
+
+    Raises:
+        DareError: see above.
+    """
+    if "://" not in address:  # host:port; `auto` and `local` have no port
+        address = f"//{address}"
+    elif not address.startswith("ray://"):
+        return
+    try:
+        parts = urlsplit(address)
+        port = parts.port or (_CLIENT_PORT if parts.scheme else None)
+    except ValueError:  # Ray says what is wrong with it
+        return
+    if not parts.hostname or port is None:
+        return
+    try:
+        socket.create_connection((parts.hostname, port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise DareError(
+            f"Nothing answers at the Ray cluster's address {parts.hostname}:{port} "
+            f"({error.strerror or error}); start a cluster with `ray start --head`, and check --ray-address, "
+            "RAY_ADDRESS and the network."
+        ) from None
 
 
 def quiet_data() -> Any:

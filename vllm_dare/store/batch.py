@@ -80,7 +80,7 @@ def read_batch(path: Path) -> Batch:
         PoolError: it is missing, damaged, no such file, or of a newer format.
     """
     file = open_tensor_file(path, kind=_KIND, version=_FORMAT_VERSION, layout=_LAYOUT)
-    if content_hash(path) != path.stem[-NAME_LENGTH:]:
+    if not is_intact(path):
         raise _damaged(path, "its checksum is not its name")
     try:
         tokenizer = TokenizerInfo.model_validate_json(file.metadata["tokenizer"])
@@ -111,6 +111,25 @@ def read_batch(path: Path) -> Batch:
     return Batch(tokenizer, created_at, documents)
 
 
+def batch_size(path: Path) -> tuple[int, int]:
+    """How many documents and tokens a file holds, without reading them.
+
+    Raises:
+        PoolError: it is missing, or its header is damaged.
+    """
+    tensors = open_tensor_file(path, kind=_KIND, version=_FORMAT_VERSION, layout=_LAYOUT).tensors
+    return len(tensors["lengths"]), len(tensors["tokens"])
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file's content is what its name says.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    return content_hash(path) == path.stem[-NAME_LENGTH:]
+
+
 def _integers(numbers: Any) -> np.ndarray:
     return np.array(list(numbers), np.int32)
 
@@ -121,6 +140,5 @@ def _within(array: np.ndarray, least: int, end: int) -> bool:
 
 def _damaged(path: Path, fault: str) -> PoolError:
     return PoolError(
-        f"The learned text {path.parent.name}/{path.name} is damaged ({fault}); remove it, in the store or "
-        "in the cache."
+        f"The learned text {path} is damaged ({fault}); remove it, in the store or in the cache."
     )

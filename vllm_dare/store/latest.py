@@ -54,7 +54,9 @@ class Latest(BaseModel):
         format_version: 1.
         manifest: the version that counts, ``manifests/<manifest>.json``; None before the first.
         absorbed: for each outbox the number of the last batch of learned text that the version contains; all
-            before it are in it, too.
+            before it are in it, too, but for those that were set aside.
+        set_aside: for each outbox the numbers of the batches that could not be read, and are not in the
+            version.
         replaced: the versions before, whose files stay for some time.
         number: counts the leases, so that no content of this file ever comes again.
         lease: who may change the store; None if nobody is about to.
@@ -65,9 +67,14 @@ class Latest(BaseModel):
     format_version: Literal[1] = 1
     manifest: SegmentName | None = None
     absorbed: dict[str, int] = Field(default_factory=dict)
+    set_aside: dict[str, list[int]] = Field(default_factory=dict)
     replaced: list[Replaced] = Field(default_factory=list)
     number: int = 0
     lease: Holder | None = None
+
+    def has_absorbed(self, outbox: str, number: int) -> bool:
+        """Whether a batch is part of the version."""
+        return number <= self.absorbed.get(outbox, 0) and number not in self.set_aside.get(outbox, ())
 
     def encode(self) -> bytes:
         """As it is stored."""

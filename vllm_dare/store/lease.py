@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -75,12 +75,14 @@ class Lease:
         """Whether nobody else can have the lease yet, clocks permitting."""
         return not self._is_lost and time.monotonic() - self._renewed_at < self._seconds / 2
 
-    def publish(self, manifest: str, absorbed: Mapping[str, int]) -> None:
+    def publish(
+        self, manifest: str | None, absorbed: Mapping[str, int], set_aside: Mapping[str, Sequence[int]]
+    ) -> None:
         """Make a version count, from one moment to the next; its files must be there.
 
         Args:
-            manifest: the version's name.
-            absorbed: see `Latest`.
+            manifest: the version's name; None where there is none yet.
+            absorbed, set_aside: see `Latest`.
 
         Raises:
             StoreError: the lease is lost, or the store cannot be used, in which case nobody knows whether the
@@ -94,7 +96,12 @@ class Lease:
             ]
             if before.manifest is not None and before.manifest != manifest:
                 young.append(Replaced(manifest=before.manifest, at=now))
-            update = {"manifest": manifest, "absorbed": dict(absorbed), "replaced": young}
+            update = {
+                "manifest": manifest,
+                "absorbed": dict(absorbed),
+                "set_aside": {outbox: list(numbers) for outbox, numbers in set_aside.items()},
+                "replaced": young,
+            }
             return before.model_copy(update=update)
 
         if not self._replace(published):

@@ -3,7 +3,8 @@
 Batches are numbered, and sent in the order of their numbers. The store's pool says for each outbox up to
 which number it has absorbed batches (`vllm_dare.store.latest.Latest.absorbed`). So a batch that is sent
 twice, because its sender was killed before it could note that it had sent it, is known by its number, even
-if its file has been merged and removed in between.
+if its file has been merged and removed in between. Which batches it has not absorbed, as they were damaged,
+is said there, too (`set_aside`): these are kept here, and sent again.
 
     outbox/id               a random name; no other node's outbox has it
     outbox/sent             the number of the last batch that is in the store
@@ -16,6 +17,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ from vllm_dare.pool.manifest import is_pool
 from vllm_dare.pool.segment import PoolDocument
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.tokenizer import TokenizerInfo
-from vllm_dare.store.batch import read_batch, write_batch
+from vllm_dare.store.batch import batch_size, is_intact, read_batch, write_batch
 from vllm_dare.store.cache import Place
 from vllm_dare.store.latest import Latest
 from vllm_dare.store.remote import LIVE, Store
@@ -36,6 +38,20 @@ _DIGITS = 12
 # Names become paths: this keeps them inside a directory.
 _SENT = re.compile(rf"{LIVE}/([0-9a-f]{{32}})/([0-9]{{{_DIGITS}}})-[0-9a-f]{{32}}\.safetensors")
 _MAX_BYTES = 2**30  # of batches that wait; while the store cannot be reached for long, the oldest go
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """Learned text that waits to be sent.
+
+    Attributes:
+        documents, tokens: how many.
+        directory: where.
+    """
+
+    documents: int
+    tokens: int
+    directory: str
 
 
 class Outbox:
@@ -56,6 +72,7 @@ class Outbox:
         self._live = place.pool / LIVE_DIRECTORY
         self.directory = place.root / "outbox"
         self.directory.mkdir(exist_ok=True)
+        self._sent_again: set[int] = set()
         with self._locked():
             name = self.directory / "id"
             if not name.exists():
@@ -74,6 +91,19 @@ class Outbox:
             sync(self.directory)
             self._bound()
 
+    def unsent(self) -> Unsent | None:
+        """What is not in the store yet; None if nothing is.
+
+        Raises:
+            PoolError: what is here is damaged.
+        """
+        sent = self._sent()
+        sizes = [batch_size(path) for path in self._batches() if number_of(path) > sent]
+        if not sizes:
+            return None
+        documents, tokens = map(sum, zip(*sizes, strict=True))
+        return Unsent(documents, tokens, str(self.directory))
+
     def tend(self, store: Store, latest: Latest) -> None:
         """Upload what is not in the store yet, and forget here what has become part of its pool.
 
@@ -90,21 +120,34 @@ class Outbox:
         """
         with self._locked("tending", wait=False) as is_mine:
             if is_mine:
-                self._settle(latest.absorbed.get(self.name, 0))
+                self._settle(latest)
                 self._send(store)
+                self._send_again(store, latest)
 
     def _send(self, store: Store) -> None:
         sent = self._sent()
         for path in self._batches():
             if number_of(path) > sent:
-                store.upload(path, f"{LIVE}/{self.name}/{path.name}")
+                self._upload(store, path)
                 self._note_sent(number_of(path))
 
-    def _settle(self, absorbed: int) -> None:
-        done = [path for path in self._batches() if number_of(path) <= absorbed]
+    def _send_again(self, store: Store, latest: Latest) -> None:
+        """Upload what is damaged there and not here; once, as what does not help will not help later."""
+        damaged = set(latest.set_aside.get(self.name, ())) - self._sent_again
+        for path in self._batches():
+            if number_of(path) in damaged and is_intact(path):
+                self._upload(store, path)
+                self._sent_again.add(number_of(path))
+
+    def _upload(self, store: Store, path: Path) -> None:
+        store.upload(path, f"{LIVE}/{self.name}/{path.name}")
+
+    def _settle(self, latest: Latest) -> None:
+        done = [path for path in self._batches() if latest.has_absorbed(self.name, number_of(path))]
         if not done:
             return
-        self._note_sent(absorbed)  # first, or the number would be given again once the files are gone
+        # First, or the number would be given again once the files are gone.
+        self._note_sent(latest.absorbed[self.name])
         if is_pool(self._live):
             batches = [read_batch(path) for path in done]
             texts = [PoolDocument(one.tokens, one.key) for batch in batches for one in batch.documents]
@@ -164,7 +207,7 @@ class SentBatch(NamedTuple):
 
     def is_absorbed(self, latest: Latest) -> bool:
         """Whether it is part of the pool."""
-        return self.number <= latest.absorbed.get(self.outbox, 0)
+        return latest.has_absorbed(self.outbox, self.number)
 
 
 def sent_batches(store: Store) -> list[SentBatch]:

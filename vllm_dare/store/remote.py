@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.extras import need
@@ -24,6 +25,7 @@ from vllm_dare.store.location import is_url
 
 MANIFESTS = "manifests"
 LIVE = "live"
+NO_BUCKET = "NoSuchBucket"
 
 # A request never waits for a store, but a start does.
 _S3_OPTIONS = {
@@ -62,6 +64,9 @@ class Store:
         self.protocol = url.split(":", 1)[0]
         if not is_url(url) or not url.split(":", 1)[1].strip("/"):
             raise StoreError(f"{url!r} is not the URL of a store; give s3://bucket/path or file:///path.")
+        if self.protocol == "file" and not _is_absolute(self.url):
+            path = self.url.removeprefix("file:").lstrip("/")
+            raise StoreError(f"{url!r} has no absolute path; give file:///{path} with three slashes.")
         fsspec = need("fsspec", "fsspec", "'vllm-dare[store]'")
         options = _S3_OPTIONS if self.protocol in ("s3", "s3a") else {"use_listings_cache": False}
         try:
@@ -85,7 +90,9 @@ class Store:
         with self.failures():
             try:
                 content: bytes = self.fs.cat_file(self.path(name))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if error_code(error) == NO_BUCKET:
+                    raise
                 return None
             return content
 
@@ -99,12 +106,13 @@ class Store:
         with self.failures():
             self._put(name, lambda path: self.fs.put_file(str(file), path))
 
-    def fetch(self, name: str, directory: Path) -> Path:
+    def fetch(self, name: str, directory: Path, remedy: str = "push the pool again") -> Path:
         """Copy a file whose name ends in its content hash, whole or not at all.
 
         Args:
             name: in the store.
             directory: where to.
+            remedy: what the error says to do if the file is damaged.
 
         Raises:
             StoreError: it cannot be had.
@@ -119,9 +127,7 @@ class Store:
                 except FileNotFoundError:
                     raise StoreError(f"{self.url}/{name} is missing; push the pool again.") from None
             if content_hash(path) != target.stem.rsplit("-", 1)[-1]:
-                raise PoolError(
-                    f"{self.url}/{name} is damaged: its checksum is not its name; push the pool again."
-                )
+                raise PoolError(f"{self.url}/{name} is damaged: its checksum is not its name; {remedy}.")
             sync(path)
             os.replace(path, target)
         finally:
@@ -179,6 +185,17 @@ class Store:
             os.replace(temporary, f"{folder}/{last}")
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _is_absolute(url: str) -> bool:
+    """Whether a file: URL is one of a path from the root: file:/path or file:///path."""
+    return not urlsplit(url).netloc and urlsplit(url).path.startswith("/")
+
+
+def error_code(error: OSError) -> str:
+    """What an S3 server called the fault; empty if nothing did."""
+    response: Any = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from vllm_dare.errors import StoreError
-from vllm_dare.store.remote import Store
+from vllm_dare.store.remote import NO_BUCKET, Store, error_code
 
 _LOST = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
 _PROBE = "probe"
@@ -71,7 +71,9 @@ class _S3Swap:
         with self._store.failures():
             try:
                 return Tagged(*sync(self._store.fs.loop, self._read, self._key(name)))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if error_code(error) == NO_BUCKET:
+                    raise
                 return None
 
     def replace(self, name: str, content: bytes, tag: str | None) -> str | None:
@@ -101,7 +103,7 @@ class _S3Swap:
                     "put_object", Bucket=self._bucket, Key=self._key(name), Body=content, **condition
                 )
             except OSError as error:
-                if _code(error) in _LOST:
+                if error_code(error) in _LOST:
                     return None
                 raise
         return str(answer["ETag"])
@@ -113,11 +115,6 @@ class _S3Swap:
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}".lstrip("/")
-
-
-def _code(error: OSError) -> str:
-    response: Any = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
 
 
 class _LocalSwap:

@@ -57,7 +57,7 @@ def push_pool(
                     f"There is a pool at {url} already; choose another place, or give --overwrite."
                 )
             name = upload_version(store, directory, pool.manifest, present_files(lease), progress)
-            lease.publish(name, lease.latest.absorbed)
+            lease.publish(name, lease.latest.absorbed, lease.latest.set_aside)
         return pool.manifest
 
 

@@ -1,5 +1,6 @@
 """What Ray's failures are to a user."""
 
+import socket
 import subprocess
 import sys
 
@@ -30,6 +31,48 @@ def test_an_address_where_nobody_answers_is_told(monkeypatch: pytest.MonkeyPatch
         connected("auto"),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "ray://localhost:{port}"])
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_an_address_where_nothing_listens_is_told_at_once(
+    address: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray waits for it"))
+    with socket.socket() as unused:  # bound, but it does not listen
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(port=unused.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address if by_environment else "")
+        with (
+            pytest.raises(DareError, match=rf"Nothing answers .*:{unused.getsockname()[1]} \(.*check --ray-"),
+            connected(None if by_environment else address),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("address", [None, "auto", "local", "host", "nonsense:x", "other://127.0.0.1:1"])
+def test_other_addresses_are_ray_s(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    given: list[object] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: given.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connected(address):
+        pass
+    assert given == [address]
+
+
+def test_a_head_that_listens_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    given: list[object] = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: given.append(address))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with connected(address):
+            pass
+    assert given == [address]
 
 
 def test_our_error_is_found_within_ray_s() -> None:

@@ -18,7 +18,7 @@ from vllm_dare.store import outbox as module
 from vllm_dare.store.batch import read_batch, write_batch
 from vllm_dare.store.cache import Place
 from vllm_dare.store.latest import Latest
-from vllm_dare.store.outbox import Outbox, number_of
+from vllm_dare.store.outbox import Outbox, Unsent, number_of
 from vllm_dare.store.remote import Store
 
 MakePool = Callable[..., Path]
@@ -82,6 +82,17 @@ def test_batches_are_sent_once_and_in_order(url: str, info: TokenizerInfo) -> No
     outbox.add([document(9)], info)
     Outbox(Place(url)).tend(store, Latest())  # as another engine of the node
     assert [number_of(Path(file.name)) for file in store.files("live")] == [2, 3, 4]
+
+
+def test_what_waits_is_counted(url: str, info: TokenizerInfo) -> None:
+    outbox = Outbox(Place(url))
+    assert outbox.unsent() is None
+    outbox.add([document(1, length=3), document(2, length=4)], info)
+    outbox.tend(Store(url), Latest())
+    assert outbox.unsent() is None
+    outbox.add([document(3, length=5), document(4, length=6)], info)
+    outbox.add([document(5, length=7)], info)
+    assert outbox.unsent() == Unsent(3, 18, str(outbox.directory))
 
 
 def test_numbers_never_come_again(url: str, info: TokenizerInfo) -> None:

@@ -7,6 +7,7 @@ from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool.tensor_file import content_hash
 from vllm_dare.store.location import is_url, read_location
 from vllm_dare.store.remote import Store
+from vllm_dare.store.swap import swap_of
 
 
 def test_files_come_back_as_they_went(url: str, tmp_path: Path) -> None:
@@ -69,6 +70,25 @@ def test_an_unreachable_store_is_one_sentence(server: StoreServer, s3_url: str) 
 def test_bad_urls(server: StoreServer, bad: str, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         Store(bad).write("latest", b"")
+
+
+def test_a_missing_bucket_is_no_empty_store(server: StoreServer) -> None:
+    store = Store("s3://no-such-bucket/x")
+    for read in (store.read, swap_of(store).read):
+        with pytest.raises(StoreError, match=r"no-such-bucket.*bucket does not exist"):
+            read("latest")
+
+
+@pytest.mark.parametrize("bad", ["file://tmp/x", "file:tmp/x", "file://./tmp/x/"])
+def test_a_file_url_needs_a_path_from_the_root(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"has no absolute path; give file:///(\./)?tmp/x with three slashes"
+    ):
+        Store(bad)
+    assert Store(f"file:{tmp_path}").root == Store(f"file://{tmp_path}").root == str(tmp_path)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
