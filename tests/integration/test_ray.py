@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.conftest import DEMO, read_rows
 from vllm_dare.engine.orphans import descendants
+from vllm_dare.pool.pool import RetrievalPool
 
 pytest.importorskip("ray.data", reason="needs the extra ray")
 
@@ -146,6 +147,28 @@ def test_other_settings_and_bad_prompts_are_refused(cluster: RayCluster, work: P
     (work / "bad.jsonl").write_text('{"id": 1, "prompt": "a"}\n{"id": 2}\n')
     said = _refusal(work, demo_model, cluster, "--prompts", str(work / "bad.jsonl"))
     assert f"Error: {work}/bad.jsonl, row 2 needs either a `prompt` or `messages`." in said
+
+
+def test_a_run_learns_into_a_pool_that_it_makes(
+    cluster: RayCluster, work: Path, demo_model: str, local: dict[str, dict[str, Any]]
+) -> None:
+    options = ("--workers", "1", "--limit", "12", "--learn", "--pool", str(work / "learned"))
+    summary = work / "learn.json"
+    process = _start(work, demo_model, "learn", *options, "--json", str(summary), cluster=cluster)
+    status = process.wait(PATIENCE_SECONDS)
+    rows = {row["id"]: row for part in (work / "learn").glob("part-*.jsonl") for row in read_rows(part)}
+    assert len(rows) == 12
+    texts = {key: row["text"] for key, row in rows.items()}
+    assert texts == {key: local[key]["text"] for key in rows}
+    failed = sum(row["finish_reason"] == "error" for row in rows.values())
+    assert status == (3 if failed else 0)
+    learned = json.loads(summary.read_text())["learned"]
+    with RetrievalPool.open(work / "learned" / "live") as live:
+        live.verify()
+        kept = sum(len(segment.document_keys) for segment in live.global_segments())
+        assert set(live.groups) == {row["group"] for row in rows.values()}
+    assert learned["documents"] == kept > 0
+    assert learned["tokens"] > 0
 
 
 def test_a_pool_built_on_ray_is_the_same(cluster: RayCluster, work: Path, demo_model: str) -> None:

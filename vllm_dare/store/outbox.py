@@ -149,9 +149,8 @@ class Outbox:
         # First, or the number would be given again once the files are gone.
         self._note_sent(latest.absorbed[self.name])
         if is_pool(self._live):
-            batches = [read_batch(path) for path in done]
-            texts = [PoolDocument(one.tokens, one.key) for batch in batches for one in batch.documents]
-            forget_learned(self._live, texts)
+            documents = [document for path in done for document in _documents(path)]
+            forget_learned(self._live, [PoolDocument(one.tokens, one.key) for one in documents])
         for path in done:
             path.unlink(missing_ok=True)
 
@@ -190,6 +189,14 @@ class Outbox:
 def number_of(path: Path) -> int:
     """A batch's number, from its name."""
     return int(path.name[:_DIGITS])
+
+
+def _documents(path: Path) -> list[LiveDocument]:
+    """Of a batch; none of one that is damaged here, which must not hold up the others."""
+    try:
+        return read_batch(path).documents
+    except PoolError:
+        return []
 
 
 class SentBatch(NamedTuple):

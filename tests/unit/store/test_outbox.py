@@ -127,7 +127,13 @@ def test_what_became_part_of_the_pool_is_forgotten_here(
     with RetrievalPool.open(live.directory) as pool:
         left = [key for segment in pool.global_segments() for key in segment.document_keys.tolist()]
     assert left == [2]
-    assert [number_of(path) for path in outbox.directory.glob("*.safetensors")] == [2]
+    (path,) = outbox.directory.glob("*.safetensors")
+    assert number_of(path) == 2
+    path.write_bytes(b"damaged")  # since it was sent
+    live.freeze([document(3)])
+    outbox.tend(Store(url), Latest(absorbed={outbox.name: 2}))
+    assert [number_of(path) for path in outbox.directory.glob("*.safetensors")] == [3]
+    assert [batch.number for batch in sent_batches(Store(url))] == [1, 2, 3]
 
 
 def test_what_is_known_is_not_passed_on(make_pool: MakePool, info: TokenizerInfo) -> None:
