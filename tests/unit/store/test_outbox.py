@@ -18,7 +18,7 @@ from vllm_dare.store import outbox as module
 from vllm_dare.store.batch import read_batch, write_batch
 from vllm_dare.store.cache import Place
 from vllm_dare.store.latest import Latest
-from vllm_dare.store.outbox import Outbox, Unsent, number_of
+from vllm_dare.store.outbox import Outbox, Unsent, number_of, sent_batches
 from vllm_dare.store.remote import Store
 
 MakePool = Callable[..., Path]
