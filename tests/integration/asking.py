@@ -7,6 +7,8 @@ from typing import Any
 
 import openai
 
+from vllm_dare.request import request_args
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -73,6 +75,15 @@ def ask_all(address: str, asks: Sequence[Ask], api_key: str = "none") -> list[An
             return await asyncio.gather(*[ask(client, one) for one in asks])
 
     return asyncio.run(run())
+
+
+def texts_of(address: str, rows: Sequence[dict[str, Any]], max_tokens: int = 150) -> list[str]:
+    """What rows with a `prompt` and a `group` are completed to, asked for all at once."""
+    options = {"max_tokens": max_tokens}
+    asks = [
+        Ask("completions", row["prompt"], options, xargs=request_args(group=row["group"])) for row in rows
+    ]
+    return [answer.texts[0] for answer in ask_all(address, asks)]
 
 
 def client_of(address: str, api_key: str = "none") -> openai.AsyncOpenAI:

@@ -15,19 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.pool import RetrievalPool
-from vllm_dare.request import request_args
 
+from .asking import texts_of
 from .conftest import DEMO
 from .faulty_look_ups import SWITCH
 from .one_process import run_engines
 from .server import metrics, running_server
-
-openai = pytest.importorskip("openai")
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -117,22 +116,10 @@ class Server:
 
     def __init__(self, address: str, log: Path, rows: list[dict[str, Any]]) -> None:
         self.address, self.log, self.rows = address, log, rows
-        self.client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
 
     def texts(self) -> list[str]:
         """What all prompts come to, asked for at once."""
-        with ThreadPoolExecutor(NUM_PROMPTS) as clients:
-            return list(clients.map(self._text, self.rows))
-
-    def _text(self, row: dict[str, Any]) -> str:
-        answer = self.client.completions.create(
-            model="demo",
-            prompt=row["prompt"],
-            max_tokens=MAX_TOKENS,
-            temperature=0,
-            extra_body={"vllm_xargs": request_args(group=row["group"])},
-        )
-        return str(answer.choices[0].text)
+        return texts_of(self.address, self.rows, MAX_TOKENS)
 
     def metric(self, name: str) -> float:
         return metrics(self.address)[f"vllm_dare_{name}"]
@@ -159,9 +146,7 @@ def start(
         log = tmp_path_factory.mktemp("server") / "log.txt"
         settings = {"pool": str(pool), "draft_budget": "fixed", "live": {}}
         with running_server(demo_model, settings, log, environment=faults) as address:
-            server = Server(address, log, rows)
-            yield server
-            server.client.close()
+            yield Server(address, log, rows)
 
     return start
 

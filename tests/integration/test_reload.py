@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import pytest
 from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import read_documents
 
+from .asking import texts_of
 from .conftest import DEMO
 from .server import metrics, running_server
-
-openai = pytest.importorskip("openai")
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -37,22 +35,9 @@ def address(demo_model: str, pool: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def complete(address: str, demo_prompts: list[dict[str, Any]]) -> Iterator[Callable[[], list[str]]]:
+def complete(address: str, demo_prompts: list[dict[str, Any]]) -> Callable[[], list[str]]:
     """Completes eight prompts at once."""
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
-
-        def ask(row: dict[str, Any]) -> str:
-            extra = {"vllm_xargs": {"dare_group": row["group"]}}
-            answer = client.completions.create(
-                model="demo", prompt=row["prompt"], max_tokens=150, temperature=0, extra_body=extra
-            )
-            return str(answer.choices[0].text)
-
-        def complete() -> list[str]:
-            with ThreadPoolExecutor(8) as clients:
-                return list(clients.map(ask, demo_prompts[:8]))
-
-        yield complete
+    return lambda: texts_of(address, demo_prompts[:8])
 
 
 def work_until(complete: Callable[[], list[str]], address: str, name: str, expected: list[str]) -> None:

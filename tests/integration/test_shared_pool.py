@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from vllm_dare.store.remote import Store
 from vllm_dare.store.transfer import pull_pool, push_pool
 
 from ..store_server import BUCKET, StoreServer, running_store
+from .asking import texts_of
 from .conftest import DEMO
 from .server import metrics, running_server
-
-openai = pytest.importorskip("openai")
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -68,24 +66,11 @@ def address(
 
 
 @pytest.fixture(scope="module")
-def complete(address: str, demo_prompts: list[dict[str, Any]]) -> Iterator[Callable[[], list[str]]]:
+def complete(address: str, demo_prompts: list[dict[str, Any]]) -> Callable[[], list[str]]:
     """Completes eight prompts of three groups at once."""
     groups = sorted({row["group"] for row in demo_prompts})[:3]
     rows = [row for row in demo_prompts if row["group"] in groups][:8]
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
-
-        def ask(row: dict[str, Any]) -> str:
-            extra = {"vllm_xargs": {"dare_group": row["group"]}}
-            answer = client.completions.create(
-                model="demo", prompt=row["prompt"], max_tokens=150, temperature=0, extra_body=extra
-            )
-            return str(answer.choices[0].text)
-
-        def complete() -> list[str]:
-            with ThreadPoolExecutor(8) as clients:
-                return list(clients.map(ask, rows))
-
-        yield complete
+    return lambda: texts_of(address, rows)
 
 
 def work_until(

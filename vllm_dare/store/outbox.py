@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vllm_dare.pool.drop import forget_learned
 from vllm_dare.errors import PoolError
+from vllm_dare.pool.drop import forget_learned
 from vllm_dare.pool.files import replace_text, sync
 from vllm_dare.pool.live import LiveDocument
 from vllm_dare.pool.live_store import LIVE_DIRECTORY

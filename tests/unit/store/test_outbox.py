@@ -133,7 +133,7 @@ def test_what_became_part_of_the_pool_is_forgotten_here(
     live.freeze([document(3)])
     outbox.tend(Store(url), Latest(absorbed={outbox.name: 2}))
     assert [number_of(path) for path in outbox.directory.glob("*.safetensors")] == [3]
-    assert [batch.number for batch in sent_batches(Store(url))] == [1, 2, 3]
+    assert [batch.number for batch in sent_batches(Store(url))] == [2, 3]
 
 
 def test_what_is_known_is_not_passed_on(make_pool: MakePool, info: TokenizerInfo) -> None:
