@@ -22,7 +22,7 @@ from vllm_dare.pool.build import build_pool
 from vllm_dare.pool.documents import read_documents
 from vllm_dare.pool.pool import RetrievalPool
 
-from .asking import texts_of
+from .asking import Ask, ask_all, texts_of
 from .conftest import DEMO
 from .faulty_look_ups import SWITCH
 from .one_process import run_engines
@@ -255,9 +255,8 @@ def test_a_full_disk_ends_writing_and_nothing_else(
 
 def _ask_something_new(server: Server) -> None:
     """Text that is not known yet, so that it is to be written."""
-    server.client.completions.create(
-        model="demo", prompt=f"{time.monotonic_ns()}", max_tokens=MAX_TOKENS, temperature=0.9
-    )
+    options = {"max_tokens": MAX_TOKENS, "temperature": 0.9}
+    ask_all(server.address, [Ask("completions", f"{time.monotonic_ns()}", options)])
 
 
 def test_a_pool_that_is_removed_serves_on(server: Server, expected: list[str], pool: Path) -> None:
