@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from pytest import MonkeyPatch
 
-from tests.store_server import BUCKET, running_store
+from tests.store_server import BUCKET, StoreServer, running_store
 from vllm_dare.errors import PoolError, StoreError
 from vllm_dare.pool import writer
 from vllm_dare.pool.live import LiveDocument
@@ -193,12 +193,101 @@ def found(nodes: Nodes, mirror: Mirror, directory: Path) -> tuple[Counter[int], 
                 return both
 
 
+class Race:
+    """A store that two compactors race for, nodes that send to it, and one who counts.
+
+    Args:
+        server: where the store is.
+        directory: for logs and caches.
+        seed: of what is left to chance, but for the time that things take.
+        patch: undoes what is set here.
+    """
+
+    def __init__(self, server: StoreServer, directory: Path, seed: int, patch: MonkeyPatch) -> None:
+        self.events: Counter[str] = Counter()
+        self._server, self._directory, self._patch = server, directory, patch
+        self._chance = random.Random(seed)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.compaction_race", "s3fs.core"])
+        self._url = f"s3://{BUCKET}/compaction-{seed}-{time.time_ns()}"
+        self._log = directory / "log"
+        outboxes = []
+        for node in ("node-a", "node-b"):
+            patch.setenv(*self._cache(node))
+            outboxes.append(Outbox(Place(self._url)))
+        self.nodes = Nodes(Store(self._url), outboxes, self._chance)
+        patch.setenv(*self._cache("check"))
+        self._mirror = Mirror(self._url, whole=True)
+        self._num_started = 0
+        self.seconds = self._seconds_of_one()
+
+    def round(self) -> None:
+        """Let both compactors run, end them at random moments, and count."""
+        self.nodes.learn()
+        compactors = [self._start(), self._start()]
+        self.nodes.learn()
+        _wait_for(self._log, "started", self._num_started)
+        self.nodes.learn()
+        for compactor in self._chance.sample(compactors, 2):
+            self.events[disturb(compactor, self.seconds, self.nodes, self._chance)] += 1
+        waiting, pool = found(self.nodes, self._mirror, self._directory)
+        learned = self.nodes.learned
+        assert waiting + pool == learned, f"lost or doubled: {learned} {waiting} {pool}"
+        self.events["unfinished"] += bool(waiting)
+
+    def finish(self) -> None:
+        """Merge all that is left, and count."""
+        time.sleep(LEASE_SECONDS)
+        self._patch.setattr(writer, "_fit", leave_out_fit)
+        compact(self._url, lease_seconds=LEASE_SECONDS)  # which may set some aside …
+        self.nodes.tend()  # … that come again
+        compact(self._url, lease_seconds=LEASE_SECONDS)
+        assert found(self.nodes, self._mirror, self._directory) == (Counter(), self.nodes.learned)
+
+    def report(self) -> dict[str, Any]:
+        """What happened."""
+        return {
+            "documents learned": len(self.nodes.learned),
+            "batches sent twice": self.nodes.num_repeated,
+            "batches damaged": self.nodes.num_damaged,
+            "compactors killed": self.events["killed"] + self.events["paused"],
+            "of these after a pause longer than the lease": self.events["paused"],
+            "rounds that left text to merge": self.events["unfinished"],
+            "leases taken": read_latest(self.nodes.store).number,
+            "seconds that a compaction takes": round(self.seconds, 2),
+            "outcomes of tries that were not killed": dict(Counter(self._log.read_text().splitlines())),
+            "lost or doubled": 0,
+        }
+
+    def _seconds_of_one(self) -> float:
+        """How long a compaction takes."""
+        self.nodes.learn(may_damage=False)
+        compactor = self._start()
+        _wait_for(self._log, "started", 1)
+        began = time.monotonic()
+        _wait_for(self._log, "merged", 1)
+        seconds = time.monotonic() - began
+        disturb(compactor, 0, self.nodes, self._chance)
+        return seconds
+
+    def _start(self) -> Any:
+        environment = self._server.environment | dict([self._cache(f"compactor-{self._num_started % 2}")])
+        arguments = (self._url, environment, str(self._log))
+        process = self._context.Process(target=compact_for_ever, args=arguments)
+        process.start()
+        self._num_started += 1
+        return process
+
+    def _cache(self, name: str) -> tuple[str, str]:
+        return "VLLM_DARE_CACHE", str(self._directory / name)
+
+
 def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """Run the rounds on a server of this process.
 
     Args:
         rounds: how many.
-        seed: of what is left to chance, but for the time that things take.
+        seed: see `Race`.
         progress: called with the number of rounds that are done.
 
     Returns:
@@ -207,65 +296,10 @@ def campaign(rounds: int, seed: int = 0, progress: Callable[[int], None] = lambd
     Raises:
         AssertionError: a document was lost or doubled.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.compaction_race", "s3fs.core"])
-    chance = random.Random(seed)
-    events: Counter[str] = Counter()
     with running_store() as server, tempfile.TemporaryDirectory() as root, MonkeyPatch.context() as patch:
-        directory, url = Path(root), f"s3://{BUCKET}/compaction-{seed}-{time.time_ns()}"
-        log = directory / "log"
-
-        def cache(name: str) -> dict[str, str]:
-            return {"VLLM_DARE_CACHE": str(directory / name)}
-
-        def start(number: int) -> Any:
-            environment = server.environment | cache(f"compactor-{number}")
-            process = context.Process(target=compact_for_ever, args=(url, environment, str(log)))
-            process.start()
-            return process
-
-        outboxes = []
-        for node in ("node-a", "node-b"):
-            patch.setenv(*cache(node).popitem())
-            outboxes.append(Outbox(Place(url)))
-        nodes = Nodes(Store(url), outboxes, chance)
-        patch.setenv(*cache("check").popitem())
-        mirror = Mirror(url, whole=True)
-        nodes.learn(may_damage=False)
-        first = start(0)
-        _wait_for(log, "started", 1)
-        began = time.monotonic()
-        _wait_for(log, "merged", 1)
-        seconds = time.monotonic() - began
-        disturb(first, 0, nodes, chance)
+        race = Race(server, Path(root), seed, patch)
         for number in range(rounds):
-            nodes.learn()
-            compactors = [start(0), start(1)]
-            nodes.learn()
-            _wait_for(log, "started", 2 * number + 3)
-            nodes.learn()
-            for compactor in chance.sample(compactors, 2):
-                events[disturb(compactor, seconds, nodes, chance)] += 1
-            waiting, pool = found(nodes, mirror, directory)
-            assert waiting + pool == nodes.learned, f"lost or doubled: {nodes.learned} {waiting} {pool}"
-            events["unfinished"] += bool(waiting)
+            race.round()
             progress(number + 1)
-        time.sleep(LEASE_SECONDS)
-        patch.setattr(writer, "_fit", leave_out_fit)
-        compact(url, lease_seconds=LEASE_SECONDS)  # which may set some aside …
-        nodes.tend()  # … that come again
-        compact(url, lease_seconds=LEASE_SECONDS)
-        assert found(nodes, mirror, directory) == (Counter(), nodes.learned)
-        return {
-            "rounds": rounds,
-            "documents learned": len(nodes.learned),
-            "batches sent twice": nodes.num_repeated,
-            "batches damaged": nodes.num_damaged,
-            "compactors killed": events["killed"] + events["paused"],
-            "of these after a pause longer than the lease": events["paused"],
-            "rounds that left text to merge": events["unfinished"],
-            "leases taken": read_latest(nodes.store).number,
-            "seconds that a compaction takes": round(seconds, 2),
-            "outcomes of tries that were not killed": dict(Counter(log.read_text().splitlines())),
-            "lost or doubled": 0,
-        }
+        race.finish()
+        return {"rounds": rounds} | race.report()
