@@ -185,8 +185,8 @@ def _drop_figures(report: "DropReport") -> dict[str, int | bool]:
 def _show_drop(report: "DropReport", whose: str, directory: Path) -> None:
     if report.num_documents:
         typer.echo(
-            f"Removed {whose} from {directory}: {report.num_documents:,} documents or passages in "
-            f"{report.num_segments:,} segment files."
+            f"Removed {whose} from {directory}: {report.num_documents:,} documents or passages, counted in "
+            f"their group and where everybody's text is, in {report.num_segments:,} segment files."
         )
         if report.proof.num_runs:
             typer.echo(

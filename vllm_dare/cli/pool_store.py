@@ -70,7 +70,7 @@ def compact(
         typer.echo(json.dumps(asdict(report) | {"num_set_aside": len(report.set_aside)}, indent=2))
         return
     if not report.num_batches:
-        typer.echo(f"{url} has nothing to merge.")
+        typer.echo(f"{url} has nothing {'else ' if report.set_aside else ''}to merge.")
     else:
         typer.echo(
             f"Merged {report.num_new:,} learned documents into {url}; {report.num_replaced:,} gave way to a "

@@ -52,7 +52,7 @@ class DropBody(WaitBody):
     user: Name | StrictInt | None = None
     item: Name | StrictInt | None = None
     id: Name | StrictInt | None = None
-    group: Name | None = None
+    group: Name | StrictInt | None = None
 
 
 class DocumentsBody(BaseModel):

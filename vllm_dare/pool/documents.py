@@ -11,7 +11,8 @@ from vllm_dare.pool.rows import BadRows, read_rows
 
 _COLUMNS = ("id", "text", "token_ids", "group", "user", "item")
 _MAX_TOKEN_ID = 2**31 - 2
-_MAX_CHARACTERS = 1000  # of a name, as in requests
+_MAX_CHARACTERS = 1000  # of an id or a name, as in requests
+_A_NAME = f"a string of at most {_MAX_CHARACTERS} characters but NUL, or an integer"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def _document(source: str, row: dict[str, Any]) -> Document:
 def _id(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not _is_text(value):
-        raise _BadRowError("has no id; give a string or an integer")
+    if not _is_name(value):
+        raise _BadRowError(f"has no id that can be used; give {_A_NAME}")
     return str(value)
 
 
@@ -91,11 +92,8 @@ def _name(what: str, value: Any) -> str | None:
         return str(value)
     if value is None:
         return None
-    if not _is_text(value) or len(value) > _MAX_CHARACTERS or "\0" in value:
-        raise _BadRowError(
-            f"has {what} that is no name; give a string of at most {_MAX_CHARACTERS} characters but NUL, or "
-            "an integer, or leave it out"
-        )
+    if not _is_name(value):
+        raise _BadRowError(f"has {what} that is no name; give {_A_NAME}, or leave it out")
     return str(value)
 
 
@@ -112,6 +110,11 @@ def _token_ids(value: Any) -> np.ndarray:
     if ids.min() < 0 or ids.max() > _MAX_TOKEN_ID:
         raise _BadRowError("has a token id that is negative or beyond any vocabulary; give valid ids")
     return ids.astype(np.int32)
+
+
+def _is_name(value: Any) -> bool:
+    """Whether requests and `vllm-dare pool drop` can say it, too."""
+    return _is_text(value) and len(value) <= _MAX_CHARACTERS and "\0" not in value
 
 
 def _is_text(value: Any) -> bool:

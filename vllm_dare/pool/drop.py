@@ -289,7 +289,7 @@ def _check_something_went(
             "which may hold some; run this again once all engines have taken up the present one."
         )
     if not report.num_files:
-        raise PoolError(f"{directory} has no document of {whose}; {advice}.")
+        raise PoolError(f"{directory} has no document of {whose}: it is gone, or was never there; {advice}.")
 
 
 def _remove(directory: Path, choose: _Choice) -> _Removed:

@@ -182,7 +182,7 @@ def check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise PoolError(
-            f"{output} exists already; choose another output (`pool build --overwrite` replaces a pool)."
+            f"{output} exists already; choose another output (only `pool build --overwrite` replaces a pool)."
         )
     if not is_pool(output) and not (output.is_dir() and not any(output.iterdir())):
         raise PoolError(f"{output} exists and is not a pool; choose another output.")

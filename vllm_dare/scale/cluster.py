@@ -62,8 +62,11 @@ def _check_answers(address: str) -> None:
     try:
         parts = urlsplit(address)
         port = parts.port or (_CLIENT_PORT if parts.scheme else None)
-    except ValueError:  # Ray says what is wrong with it
-        return
+    except ValueError:  # which Ray would try to reach all the same
+        raise DareError(
+            f"{address.removeprefix('//')} is no address of a Ray cluster; give host:port, ray://host:port, "
+            "auto or local."
+        ) from None
     if not parts.hostname or port is None:
         return
     try:

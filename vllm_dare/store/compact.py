@@ -30,7 +30,7 @@ from vllm_dare.pool.writer import PoolContent, Progress, write_pool
 from vllm_dare.store.batch import Batch, read_batch
 from vllm_dare.store.cache import cache_root
 from vllm_dare.store.collect import collect
-from vllm_dare.store.latest import Latest, read_version
+from vllm_dare.store.latest import NAME, Latest, read_version
 from vllm_dare.store.lease import LEASE_SECONDS, Lease
 from vllm_dare.store.mirror import Mirror
 from vllm_dare.store.outbox import SentBatch, sent_batches
@@ -91,6 +91,7 @@ def compact(
         PoolError: another process is changing the store, its pool is damaged, or the store cannot be used.
     """
     store = Store(url)
+    _check_is_used(store)
     with Lease(store, lease_seconds) as lease, _workspace() as directory:
         waiting = [batch for batch in sent_batches(store) if not batch.is_absorbed(lease.latest)]
         batches, unreadable = _fetch(store, waiting, directory)
@@ -130,6 +131,19 @@ def compact(
             num_tokens=count_tokens(content),
             num_removed=collect(store, lease),
             set_aside=unreadable,
+        )
+
+
+def _check_is_used(store: Store) -> None:
+    """Refuse a place that nobody has put anything into, rather than begin a store where none is meant.
+
+    Raises:
+        StoreError: see above.
+    """
+    if store.read(NAME) is None and not sent_batches(store):
+        raise StoreError(
+            f"There is no pool at {store.url} yet, and no learned text: check the URL, or put a pool there "
+            "with `vllm-dare pool push`."
         )
 
 

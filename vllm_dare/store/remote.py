@@ -65,8 +65,9 @@ class Store:
         if not is_url(url) or not url.split(":", 1)[1].strip("/"):
             raise StoreError(f"{url!r} is not the URL of a store; give s3://bucket/path or file:///path.")
         if self.protocol == "file" and not _is_absolute(self.url):
-            path = self.url.removeprefix("file:").lstrip("/")
-            raise StoreError(f"{url!r} has no absolute path; give file:///{path} with three slashes.")
+            raise StoreError(
+                f"{url!r} has no absolute path; give one with three slashes, such as file:///mnt/pool."
+            )
         fsspec = need("fsspec", "fsspec", "'vllm-dare[store]'")
         options = _S3_OPTIONS if self.protocol in ("s3", "s3a") else {"use_listings_cache": False}
         try:

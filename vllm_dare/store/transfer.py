@@ -38,7 +38,8 @@ def push_pool(
         directory: the pool.
         url: the store.
         overwrite: whether a pool that is there may be replaced. Learned text that it contains goes with it;
-            what has been sent since stays for the next `compact`.
+            what has been sent since stays for the next `compact`. Where it is the same pool, all its files
+            are sent again, which mends what is damaged there.
         progress: called with the number of files done, and in all.
 
     Raises:
@@ -56,7 +57,10 @@ def push_pool(
                 raise StoreError(
                     f"There is a pool at {url} already; choose another place, or give --overwrite."
                 )
-            name = upload_version(store, directory, pool.manifest, present_files(lease), progress)
+            # Who pushes what counts already does it because files of it are damaged there.
+            is_repair = lease.latest.manifest == version_of(pool.manifest)
+            present = () if is_repair else present_files(lease)
+            name = upload_version(store, directory, pool.manifest, present, progress)
             lease.publish(name, lease.latest.absorbed, lease.latest.set_aside)
         return pool.manifest
 
@@ -153,7 +157,11 @@ def upload_version(
             progress(num_done, len(missing))
 
     run_all(lambda name: store.upload(directory / name, name), missing, done=done, workers=TRANSFERS)
-    content = encode_manifest(manifest)
-    name = hashlib.sha256(content).hexdigest()[:NAME_LENGTH]
-    store.write(version_file(name), content)
+    name = version_of(manifest)
+    store.write(version_file(name), encode_manifest(manifest))
     return name
+
+
+def version_of(manifest: Manifest) -> str:
+    """A version's name."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()[:NAME_LENGTH]

@@ -195,6 +195,11 @@ def test_bad_bodies_are_the_clients_fault(serve: Serve, pool: Path, path: str, b
     assert len(answer.json()["detail"]) < 500
 
 
+def test_a_group_may_be_a_number(serve: Serve, pool: Path) -> None:
+    answer = serve({"pool": str(pool)}).post("/v1/dare/drop", json={"group": 7})
+    assert "has no document of the group '7'" in answer.json()["detail"]
+
+
 def test_a_bad_value_is_named_by_its_field(serve: Serve, pool: Path) -> None:
     answer = serve({"pool": str(pool)}).post("/v1/dare/drop", json={"user": ""})
     assert answer.json()["detail"] == "Bad value for user: String should have at least 1 character."

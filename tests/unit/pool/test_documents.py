@@ -99,6 +99,7 @@ BAD_LINES = [
     pytest.param(b'{"id": "u", "text": "a", "group": 3.5}', "has a group", id="a fraction for a group"),
     pytest.param(b'{"id": "u", "text": "a", "group": ""}', "has a group", id="empty group"),
     pytest.param(b'{"id": "u", "text": "a", "user": ""}', "has a user that is no name", id="empty user"),
+    pytest.param(b'{"id": "%s", "text": "a"}' % (b"u" * 1001), "has no id that can be used", id="long id"),
     pytest.param(b'{"id": "u", "text": "a", "group": "a\\u0000"}', "has a group that is no name", id="NUL"),
     pytest.param(
         b'{"id": "u", "text": "a", "item": "%s"}' % (b"i" * 1001),

@@ -109,7 +109,7 @@ def test_what_was_learned_of_a_user_goes_too(make_pool: MakePool) -> None:
 def test_what_is_not_there_is_refused(make_pool: MakePool, whose: str) -> None:
     pool, _ = make_pool("pool", ROWS)
     before = names(pool)
-    with pytest.raises(PoolError, match=rf"pool has no document of {whose}; check the id"):
+    with pytest.raises(PoolError, match=rf"has no document of {whose}: it is gone, or .*; check the id"):
         drop_documents(pool, {entity_hash("user", "u9")}, whose)
     assert names(pool) == before
 
@@ -198,7 +198,7 @@ def test_a_groups_text_is_gone_also_from_the_global_segment_and_from_what_was_le
     assert sorted(manifest.groups) == ["items/1", "users/2"]
     for field in ("assignments", "blend", "pivots", "tokenizer", "created_at"):
         assert getattr(manifest, field) == getattr(built.manifest, field)
-    with pytest.raises(PoolError, match="has no document of the group 'users/1'; check its name"):
+    with pytest.raises(PoolError, match=r"has no document of the group 'users/1': .*; check its name"):
         drop_group(pool, "users/1")
 
 

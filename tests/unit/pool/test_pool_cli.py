@@ -174,7 +174,10 @@ def test_refresh(pool: Path, write_jsonl: Write, tokenizer: str) -> None:
 
 def test_drop(pool: Path) -> None:
     result = run("drop", pool, "--id", "1")
-    assert result.stdout == f"Removed id '1' from {pool}: 2 documents or passages in 2 segment files.\n"
+    assert result.stdout == (
+        f"Removed id '1' from {pool}: 2 documents or passages, counted in their group and where everybody's "
+        "text is, in 2 segment files.\n"
+    )
     assert isinstance(run("drop", pool, "--id", "1").exception, PoolError)
 
 

@@ -51,7 +51,7 @@ def test_an_address_where_nothing_listens_is_told_at_once(
             pass
 
 
-@pytest.mark.parametrize("address", [None, "auto", "local", "host", "nonsense:x", "other://127.0.0.1:1"])
+@pytest.mark.parametrize("address", [None, "auto", "local", "host", "other://127.0.0.1:1"])
 def test_other_addresses_are_ray_s(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     given: list[object] = []
@@ -61,6 +61,14 @@ def test_other_addresses_are_ray_s(address: str | None, monkeypatch: pytest.Monk
     with connected(address):
         pass
     assert given == [address]
+
+
+@pytest.mark.parametrize("address", ["nonsense:x", "127.0.0.1:99999", "ray://127.0.0.1:99999"])
+def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray waits for it"))
+    with pytest.raises(DareError, match=f"^{address} is no address of a Ray cluster"), connected(address):
+        pass
 
 
 def test_a_head_that_listens_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,9 +159,10 @@ def test_a_budget_cuts_groups_without_a_global_segment(url: str, make_pool: Make
     assert compact(url, 5).num_tokens is None
 
 
-def test_a_store_without_a_pool_has_nothing_to_cut(url: str) -> None:
-    assert compact(url, 1).num_tokens is None
-    assert read_latest(Store(url)).manifest is None
+def test_a_place_that_nobody_has_used_is_left_alone(url: str) -> None:
+    with pytest.raises(StoreError, match=r"There is no pool at .* yet, and no learned text: check the URL"):
+        compact(url, 1)
+    assert Store(url).files() == []
 
 
 def test_a_damaged_batch_is_set_aside_and_the_others_are_merged(
@@ -405,7 +406,7 @@ def test_the_command(pushed: str, node: Node) -> None:
     node.learn(text(8, 6))
     (file,) = node.store.files("live")
     damage(node.store, file.name)
-    assert "nothing to merge" in run("compact", pushed)
+    assert "nothing else to merge" in run("compact", pushed)
     assert "Warning: 1 batches of learned text cannot be read and were set aside" in warnings[-1]
     assert warnings[-1].count(f"{pushed}/{file.name} is damaged") == 1
     assert "1 batches of learned text wait for `vllm-dare pool compact`; 1 of them could" in run(

@@ -84,9 +84,7 @@ def test_a_file_url_needs_a_path_from_the_root(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        StoreError, match=r"has no absolute path; give file:///(\./)?tmp/x with three slashes"
-    ):
+    with pytest.raises(StoreError, match="has no absolute path; give one with three slashes"):
         Store(bad)
     assert Store(f"file:{tmp_path}").root == Store(f"file://{tmp_path}").root == str(tmp_path)
 

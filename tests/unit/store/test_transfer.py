@@ -95,14 +95,17 @@ def test_commands(url: str, make_pool: MakePool, tmp_path: Path) -> None:
     run("push", str(pool), url, "--overwrite")
 
 
-def test_a_push_repairs_a_store_that_has_lost_a_file(url: str, make_pool: MakePool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda content: content[:9], lambda content: content[:-1] + b"\x99"])
+def test_a_push_repairs_a_store_that_has_lost_a_file(
+    url: str, make_pool: MakePool, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     pool = make_pool("pool", OLD)
     push_pool(pool, url)
     store = Store(url)
     lost, cut = [file.name for file in store.files() if file.name.startswith("segments")][:2]
     store.remove(lost)
     with store.fs.open(store.path(cut), "wb") as file:
-        file.write(b"half of it")
+        file.write(damage(store.read(cut) or b""))
     with pytest.raises(PoolError):
         pull_pool(url, tmp_path / "copy")
     push_pool(pool, url, overwrite=True)
