@@ -28,12 +28,15 @@ from vllm_dare.store.transfer import push_pool
 MakePool = Callable[..., Path]
 
 
-def test_the_pool_is_fetched_and_read(
-    url: str, make_pool: MakePool, tokenizer: str, info: TokenizerInfo
-) -> None:
+@pytest.fixture
+def settings(url: str, make_pool: MakePool, tokenizer: str) -> EngineSettings:
+    """Of a run that learns into a store's pool, which is here."""
     push_pool(make_pool("pool", [("u1", "a likes films", "users/1")]), url)
     check_pool(url, tokenizer)
-    settings = EngineSettings(tokenizer, pool=url, learn=True)
+    return EngineSettings(tokenizer, pool=url, learn=True)
+
+
+def test_the_pool_is_fetched_and_read(url: str, settings: EngineSettings, info: TokenizerInfo) -> None:
     router = open_router(settings)
     assert router is not None
     assert router.route(Query(user="u1")).group == "users/1"
@@ -41,12 +44,7 @@ def test_the_pool_is_fetched_and_read(
     assert learned_so_far(settings) == Learned(0, 0)
 
 
-def test_text_that_could_not_be_sent_is_told(
-    url: str, make_pool: MakePool, tokenizer: str, info: TokenizerInfo
-) -> None:
-    push_pool(make_pool("pool", [("u1", "a likes films", "users/1")]), url)
-    check_pool(url, tokenizer)
-    settings = EngineSettings(tokenizer, pool=url, learn=True)
+def test_text_that_could_not_be_sent_is_told(url: str, settings: EngineSettings, info: TokenizerInfo) -> None:
     outbox = Outbox(Place(url))
     live = LiveStore(
         prepare_live(pool_directory(url), info),
