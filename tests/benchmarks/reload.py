@@ -4,7 +4,8 @@
 
 The engine runs 16 requests in this process. The new pool is built beforehand and put in the place of the one
 that is served. Prints the lengths of the steps before, and from the moment of the replacement until two
-seconds after the new pool has been taken up.
+seconds after the new pool has been taken up. Steps that read the prompts of new requests stand apart: they
+are long whatever the pool does.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -73,8 +75,20 @@ def _build(directory: Path, num_tokens: int) -> None:
     write_pool(content, directory)
 
 
-def _steps(pool: Path, new: Path) -> tuple[list[float], list[float], float]:
-    """Lengths of steps in seconds, before and around the replacement, and how long it took to be served."""
+class Step(NamedTuple):
+    """One step of the engine.
+
+    Attributes:
+        seconds: how long it took.
+        reads_prompts: whether requests began with it.
+    """
+
+    seconds: float
+    reads_prompts: bool
+
+
+def _steps(pool: Path, new: Path) -> tuple[list[Step], list[Step], float]:
+    """The steps before and around the replacement, and how long it took to be served, in seconds."""
     from vllm import EngineArgs, LLMEngine
 
     engine = LLMEngine.from_engine_args(
@@ -92,8 +106,9 @@ def _steps(pool: Path, new: Path) -> tuple[list[float], list[float], float]:
     rows = read_rows(DEMO / "prompts.jsonl")
     number = 0
 
-    def step() -> float:
+    def step() -> Step:
         nonlocal number
+        first = number
         while engine.get_num_unfinished_requests() < REQUESTS:
             engine.add_request(
                 str(number), rows[number % len(rows)]["prompt"], _params(rows[number % len(rows)])
@@ -101,7 +116,7 @@ def _steps(pool: Path, new: Path) -> tuple[list[float], list[float], float]:
             number += 1
         began = time.perf_counter()
         engine.step()
-        return time.perf_counter() - began
+        return Step(time.perf_counter() - began, number > first)
 
     _run(step, lambda: False, BEFORE_SECONDS / 2)
     before = _run(step, lambda: False, BEFORE_SECONDS)
@@ -120,21 +135,25 @@ def _params(row: dict[str, Any]) -> Any:
     return SamplingParams(temperature=0.0, max_tokens=200, extra_args={"dare_group": row["group"]})
 
 
-def _run(step: Any, is_over: Any, seconds: float) -> list[float]:
-    lengths, end = [], time.perf_counter() + seconds
+def _run(step: Callable[[], Step], is_over: Callable[[], bool], seconds: float) -> list[Step]:
+    steps, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end and not is_over():
-        lengths.append(step())
-    return lengths
+        steps.append(step())
+    return steps
 
 
-def _show(before: list[float], around: list[float], seconds: float) -> None:
+def _show(before: list[Step], around: list[Step], seconds: float) -> None:
     print(f"served after {seconds:.1f} s")
-    for name, lengths in (("before", before), ("around the reload", around)):
-        figures = ", ".join(
-            f"{percent} %: {np.percentile(lengths, percent) * 1e3:.1f}" for percent in PERCENTS
-        )
-        print(f"{name}: {len(lengths)} steps, ms at {figures}")
-    print(f"longest around the reload / median before: {max(around) / np.median(before):.2f}")
+    for reads_prompts, kind in ((False, "steps that only write"), (True, "steps that read prompts")):
+        lengths = [
+            [one.seconds for one in steps if one.reads_prompts == reads_prompts] for steps in (before, around)
+        ]
+        for name, times in zip(("before", "around the reload"), lengths, strict=True):
+            figures = ", ".join(
+                f"{percent} %: {np.percentile(times, percent) * 1e3:.1f}" for percent in PERCENTS
+            )
+            print(f"{kind}, {name}: {len(times)}, ms at {figures}")
+        print(f"  longest around the reload / median before: {max(lengths[1]) / np.median(lengths[0]):.2f}")
 
 
 if __name__ == "__main__":
