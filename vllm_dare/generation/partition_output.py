@@ -29,6 +29,7 @@ from vllm_dare.pool.files import replace_text, sync, temporary_file
 
 _RECORD, _LOCK, _SUCCESS = "_settings.json", "_lock", "_SUCCESS"
 _PARTS = "part-*.jsonl"
+_LEFT_OVERS = (".*.tmp", ".*.tries")
 _RUN, _SETTINGS = "run", "settings"
 
 
@@ -89,7 +90,8 @@ class PartitionedOutput:
         return output
 
     def mark_complete(self) -> None:
-        """Say that every row is there."""
+        """Say that every row is there, and remove what killed workers have left."""
+        _remove(self.directory, *_LEFT_OVERS)
         if not self.was_complete:
             replace_text(self.directory / _SUCCESS, "")
 
@@ -114,7 +116,7 @@ class PartitionedOutput:
         elif parts(self.directory):
             self._check(before, settings, prompts, retry_failed)
         self._record(settings, prompts)
-        _remove(self.directory, ".*.tmp", ".*.tries")
+        _remove(self.directory, *_LEFT_OVERS)
         if retry_failed:
             self._drop_failed()
         self.done = IdSet(row["id"] for row in self._count_failed())

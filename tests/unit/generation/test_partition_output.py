@@ -132,7 +132,12 @@ def test_a_damaged_part_is_told(begun: Path) -> None:
 def test_what_crashed_workers_left_is_removed(begun: Path) -> None:
     (begun / ".abc.tmp").write_text("half")
     count_try(begun, 1, 2)
-    _open(begun).close()
+    output = _open(begun)
+    assert not list(begun.glob(".*"))
+    (begun / ".abc.tmp").write_text("half")
+    count_try(begun, 2, 0)  # by a worker that was killed between its part and the end of its notes
+    output.mark_complete()
+    output.close()
     assert not list(begun.glob(".*"))
 
 
