@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from vllm_dare.config import DareConfig
 from vllm_dare.errors import RequestError
+from vllm_dare.names import MAX_CHARACTERS, is_name
 from vllm_dare.routing.query import Query
 from vllm_dare.shown import shown, shown_name
 from vllm_dare.verification.rule import VerificationConfig
@@ -16,8 +17,7 @@ PREFIX = "dare_"
 _MAX_VALUES = 1000  # of a history, and of attributes
 # Of a list of the rule: entries, and strings, each of which is looked for in every token's text.
 _MAX_GUARDED, _MAX_GUARDED_TEXTS = 10_000, 100
-_MAX_CHARACTERS = 1000  # of an id, a name, or a "name=value"
-_AN_ID = f"a non-empty string or an integer (of at most {_MAX_CHARACTERS} characters but NUL, or 64 bits)"
+_AN_ID = f"a non-empty string or an integer (of at most {MAX_CHARACTERS} characters but NUL, or 64 bits)"
 _GROUP_KEYS = ("dare_group", "dare_user", "dare_item", "dare_history", "dare_attributes")
 # Request key -> field of VerificationConfig; what the operator may forbid with allow_override=False, or bound
 # with limits.
@@ -162,25 +162,10 @@ def _identifier(key: str, value: Any) -> str | None:
 
 
 def _as_id(value: Any) -> str | None:
-    """An id, a name or the like as text; None if it is none.
-
-    What requests say becomes names in the pool's files, which are UTF-8, and arguments of `vllm-dare pool`,
-    which cannot hold NUL.
-    """
+    """An id, a name or the like as text; None if it is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if -(2**63) <= value < 2**63 else None
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_CHARACTERS:
-        return None
-    return value if "\0" not in value and _is_unicode(value) else None
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether there is no half of a surrogate pair in it, which JSON can hold and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return value if isinstance(value, str) and is_name(value) else None
 
 
 def _history(key: str, value: Any) -> tuple[str, ...]:
@@ -211,7 +196,7 @@ def _attributes(key: str, value: Any) -> tuple[tuple[str, str], ...]:
             raise RequestError(
                 key,
                 f"{key} holds {shown(part)}, which is not of the form 'name=value' (of at most "
-                f"{_MAX_CHARACTERS} characters).",
+                f"{MAX_CHARACTERS} characters).",
             )
     return tuple((name, text) for name, _, text in pairs)
 
@@ -267,7 +252,7 @@ def _as_field(key: str, value: Any) -> Any:
         if isinstance(entry, str) and entry and _as_id(entry) is None:
             raise RequestError(
                 key,
-                f"{key} holds {shown(entry)}, which is not Unicode of at most {_MAX_CHARACTERS} characters.",
+                f"{key} holds {shown(entry)}, which is not Unicode of at most {MAX_CHARACTERS} characters.",
             )
     return tuple(value)
 

@@ -207,9 +207,9 @@ class Drafter:
         blend = pool.blend if pool is not None else Blend.default()
         self._numbers = blend.numbers()
         self._asks_groups = blend.asks_groups
-        cache = make_cache(pool.num_tokens if pool is not None else 0)
-        if cache.size > self._cache.size:  # one as large goes on: records know whose they are
-            self._cache = self._spare_cache if self._spare_cache.size == cache.size else cache
+        wanted = make_cache(pool.num_tokens if pool is not None else 0)
+        # The first of the largest: one as large goes on, as records know whose they are.
+        self._cache = max(self._cache, self._spare_cache, wanted, key=len)
         self._spare_cache = np.empty(0, dtype=np.int64)
         self._sources.clear()
         self._batch = None

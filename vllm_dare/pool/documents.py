@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from vllm_dare.names import MAX_CHARACTERS, is_name, is_unicode
 from vllm_dare.pool.rows import BadRows, read_rows
 
 _COLUMNS = ("id", "text", "token_ids", "group", "user", "item")
 _MAX_TOKEN_ID = 2**31 - 2
-_MAX_CHARACTERS = 1000  # of an id or a name, as in requests
-_A_NAME = f"a string of at most {_MAX_CHARACTERS} characters but NUL, or an integer"
+_A_NAME = f"a string of at most {MAX_CHARACTERS} characters but NUL, or an integer"
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,31 @@ def _document(source: str, row: dict[str, Any]) -> Document:
     text = row.get("text")
     if text is None:
         raise _BadRowError("has neither text nor token_ids; give one of them")
-    if text != "" and not _is_text(text):
+    if not isinstance(text, str) or not is_unicode(text):
         raise _BadRowError("has a text that is not a string of valid Unicode; give a string")
     return Document(document_id, text, None, group, source, user, item)
 
 
 def _id(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not _is_name(value):
+    name = _as_name(value)
+    if name is None:
         raise _BadRowError(f"has no id that can be used; give {_A_NAME}")
-    return str(value)
+    return name
 
 
 def _name(what: str, value: Any) -> str | None:
-    """The name of a group, user or item; a number, as clustering gives it, is its name in digits."""
+    """The name of a group, user or item."""
+    name = _as_name(value)
+    if name is None and value is not None:
+        raise _BadRowError(f"has {what} that is no name; give {_A_NAME}, or leave it out")
+    return name
+
+
+def _as_name(value: Any) -> str | None:
+    """A number, as clustering gives it, is its name in digits; None for what is no name."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is None:
-        return None
-    if not _is_name(value):
-        raise _BadRowError(f"has {what} that is no name; give {_A_NAME}, or leave it out")
-    return str(value)
+    return value if isinstance(value, str) and is_name(value) else None
 
 
 def _token_ids(value: Any) -> np.ndarray:
@@ -110,19 +113,3 @@ def _token_ids(value: Any) -> np.ndarray:
     if ids.min() < 0 or ids.max() > _MAX_TOKEN_ID:
         raise _BadRowError("has a token id that is negative or beyond any vocabulary; give valid ids")
     return ids.astype(np.int32)
-
-
-def _is_name(value: Any) -> bool:
-    """Whether requests and `vllm-dare pool drop` can say it, too."""
-    return _is_text(value) and len(value) <= _MAX_CHARACTERS and "\0" not in value
-
-
-def _is_text(value: Any) -> bool:
-    """Whether ``value`` is a string, not empty, and without the lone surrogates that JSON can smuggle in."""
-    if not isinstance(value, str) or not value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from vllm_dare.pool.deletion_proof import DeletionProof, prove_deletion
 from vllm_dare.pool.files import sync
 from vllm_dare.pool.live_orders import give_order, has_followers, is_followed
 from vllm_dare.pool.live_store import LIVE_DIRECTORY, check_is_not_live
-from vllm_dare.pool.lock import changing, has_older_readers, has_readers, locked
+from vllm_dare.pool.lock import changing, has_older_readers, has_readers, locked, wait_until
 from vllm_dare.pool.manifest import (
     SEGMENTS_DIRECTORY,
     Manifest,
@@ -29,7 +29,6 @@ from vllm_dare.pool.segment import PoolDocument, Segment, write_segment
 from vllm_dare.pool.tensor_file import SUFFIX
 from vllm_dare.pool.writer import remove_unread
 
-_WAIT_SECONDS = 0.1
 _LOOK_SECONDS = 3.0  # engines look for orders every second
 
 
@@ -166,21 +165,12 @@ def forget_learned(live: Path, documents: Iterable[PoolDocument]) -> None:
 def wait_for_readers(directory: Path, seconds: float) -> bool:
     """Wait, so long at most, until no process reads older files of a pool; whether it is so."""
     live = directory / LIVE_DIRECTORY
-    return _wait(lambda: not has_older_readers(directory) and not has_older_readers(live), seconds)
+    return wait_until(lambda: not has_older_readers(directory) and not has_older_readers(live), seconds)
 
 
 def wait_for_followers(live: Path, order: int, seconds: float) -> bool:
     """Wait, so long at most, until engines have followed an order, see `give_order`; whether they have."""
-    return _wait(lambda: is_followed(live, order), seconds)
-
-
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_WAIT_SECONDS)
-    return True
+    return wait_until(lambda: is_followed(live, order), seconds)
 
 
 def _drop(
@@ -242,7 +232,7 @@ def _write_down(directory: Path, wait_seconds: float) -> bool:
         live.mkdir()
         with locked(live):
             give_order(live)
-        _wait(lambda: has_followers(live), min(wait_seconds, _LOOK_SECONDS))
+        wait_until(lambda: has_followers(live), min(wait_seconds, _LOOK_SECONDS))
     if not has_followers(live):
         return False
     with locked(live):

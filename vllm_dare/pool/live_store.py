@@ -28,6 +28,10 @@ from vllm_dare.pool.writer import PoolContent, remove_unread, write_pool
 PassOn = Callable[[Sequence[LiveDocument]], None]
 
 LIVE_DIRECTORY = "live"
+_SEALED_SHARE = 8  # a segment grows to this part of `max_tokens`, so that eviction takes little at a time …
+_MAX_SEALED_TOKENS = 2**20  # … and to no more than is sorted in a fraction of a second
+_MAX_MAPPED_SEGMENTS = 16384  # Linux lets a process have 65530 mappings, and the pool beside it has many
+_READ_ATTEMPTS = 10
 
 
 def check_is_not_live(directory: Path) -> None:
@@ -41,12 +45,6 @@ def check_is_not_live(directory: Path) -> None:
         raise PoolError(
             f"{directory} is what engines have learned into the pool {directory.parent}; give that pool."
         )
-
-
-_SEALED_SHARE = 8  # a segment grows to this part of `max_tokens`, so that eviction takes little at a time …
-_MAX_SEALED_TOKENS = 2**20  # … and to no more than is sorted in a fraction of a second
-_MAX_MAPPED_SEGMENTS = 16384  # Linux lets a process have 65530 mappings, and the pool beside it has many
-_READ_ATTEMPTS = 10
 
 
 class FrozenText:

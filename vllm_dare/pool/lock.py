@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,7 +88,6 @@ def changing(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     Raises:
         PoolError: another one is still at it, or the pool has no directory of segments.
     """
-    deadline = time.monotonic() + wait_seconds
     segments = directory / SEGMENTS_DIRECTORY
     try:
         descriptor = os.open(segments, os.O_RDONLY | os.O_DIRECTORY)
@@ -97,15 +96,23 @@ def changing(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             f"Cannot open the directory {segments} ({error.strerror}); copy the pool again in full."
         ) from None
     try:
-        while not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if time.monotonic() >= deadline:
-                raise PoolError(
-                    f"Another process is changing the pool {directory}; try again when it has finished."
-                )
-            time.sleep(_WAIT_SECONDS)
+        if not wait_until(lambda: _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), wait_seconds):
+            raise PoolError(
+                f"Another process is changing the pool {directory}; try again when it has finished."
+            )
         yield
     finally:
         os.close(descriptor)  # which drops the lock, as the end of the process does
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask for a condition ten times a second, once at least and for so long at most; whether it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_WAIT_SECONDS)
+    return True
 
 
 def _lock(descriptor: int, operation: int) -> bool:

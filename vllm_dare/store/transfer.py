@@ -58,7 +58,7 @@ def push_pool(
                     f"There is a pool at {url} already; choose another place, or give --overwrite."
                 )
             # Who pushes what counts already does it because files of it are damaged there.
-            is_repair = lease.latest.manifest == version_of(pool.manifest)
+            is_repair = lease.latest.manifest == version_name(pool.manifest)
             present = () if is_repair else present_files(lease)
             name = upload_version(store, directory, pool.manifest, present, progress)
             lease.publish(name, lease.latest.absorbed, lease.latest.set_aside)
@@ -157,11 +157,11 @@ def upload_version(
             progress(num_done, len(missing))
 
     run_all(lambda name: store.upload(directory / name, name), missing, done=done, workers=TRANSFERS)
-    name = version_of(manifest)
+    name = version_name(manifest)
     store.write(version_file(name), encode_manifest(manifest))
     return name
 
 
-def version_of(manifest: Manifest) -> str:
+def version_name(manifest: Manifest) -> str:
     """A version's name."""
     return hashlib.sha256(encode_manifest(manifest)).hexdigest()[:NAME_LENGTH]
